@@ -1,0 +1,122 @@
+package holdfast_test
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// floors is the only place where the layering is written down: a package
+// imports strictly lower floors. A subpackage stands on its parent's floor and
+// may import its parent (adapters satisfy the parent's contract).
+var floors = map[string]int{
+	"dr": 0, "extent": 0, "objstore": 0, "nbd": 0, "sqldb": 0, "ledger": 0,
+	"job": 1, "agentapi": 1, "armwire": 1, "cut": 1, "hypervisor": 1,
+	"vaultdb": 2, "authn": 2, "store": 2, "capture": 2, "upload": 2, "armclient": 2,
+	"hydrate":  3,
+	"recovery": 4,
+	"vault":    5, "agent": 5,
+	"armapi": 6, "portal": 6, "agentgate": 6,
+	"guesttest": 99, // imported by tests only
+}
+
+// dataPlane never imports controlPlane: capture, upload and a started instant
+// boot keep running while the vault is down.
+var (
+	dataPlane    = []string{"extent", "nbd", "hypervisor", "capture", "upload", "hydrate", "recovery", "agent", "cut", "store", "objstore"}
+	controlPlane = map[string]bool{"job": true, "sqldb": true, "vaultdb": true, "vault": true, "armapi": true, "armwire": true, "portal": true, "authn": true, "agentgate": true}
+)
+
+// adapters are imported by cmd, the demo and tests only.
+var adapters = []string{"hypervisor/libvirt", "hypervisor/sim", "objstore/file", "objstore/mem", "objstore/fault"}
+
+func TestImportsGoDown(t *testing.T) {
+	doc := map[string]bool{}
+	walk(t, "internal", func(path string, test bool, imports []string, hasDoc bool) {
+		dir := filepath.ToSlash(filepath.Dir(path))
+		if test {
+			return
+		}
+		doc[dir] = doc[dir] || hasDoc
+		rel := strings.TrimPrefix(dir, "internal/")
+		from, _, _ := strings.Cut(rel, "/")
+		if _, ok := floors[from]; !ok {
+			t.Errorf("%s is on no floor: add it to floors", dir)
+		}
+		testHelper := strings.HasSuffix(dir, "test") || strings.Contains(dir, "test/")
+		for _, imp := range imports {
+			if imp == "testing" && !testHelper {
+				t.Errorf("%s imports testing in production code", path)
+			}
+			full, ok := strings.CutPrefix(imp, "holdfast/internal/")
+			if !ok || testHelper {
+				continue
+			}
+			to, _, _ := strings.Cut(full, "/")
+			if to != from && floors[to] >= floors[from] {
+				t.Errorf("%s (floor %d) imports %s (floor %d): arrows only go down", path, floors[from], imp, floors[to])
+			}
+			for _, d := range dataPlane {
+				if from == d && controlPlane[to] {
+					t.Errorf("%s: the data plane imports the control plane (%s)", path, imp)
+				}
+			}
+			for _, a := range adapters {
+				if full == a && rel != a {
+					t.Errorf("%s imports the adapter %s: only cmd wires adapters", path, imp)
+				}
+			}
+		}
+	})
+	for dir, ok := range doc {
+		if !ok {
+			t.Errorf("%s has no package comment", dir)
+		}
+	}
+}
+
+// TestForbiddenNames keeps buckets named after nothing out of the tree.
+func TestForbiddenNames(t *testing.T) {
+	walk(t, ".", func(path string, _ bool, _ []string, _ bool) {
+		switch filepath.Base(filepath.Dir(path)) {
+		case "util", "utils", "common", "types", "manager", "helpers":
+			t.Errorf("%s: a package is named for what it owns", path)
+		}
+	})
+}
+
+func walk(t *testing.T, root string, fn func(path string, test bool, imports []string, hasDoc bool)) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if name := d.Name(); name == "testdata" || name == "conformance" || (strings.HasPrefix(name, ".") && path != ".") {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(path, ".go") {
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly|parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		var imports []string
+		for _, spec := range f.Imports {
+			imp, _ := strconv.Unquote(spec.Path.Value)
+			imports = append(imports, imp)
+		}
+		fn(path, strings.HasSuffix(path, "_test.go"), imports, f.Doc.Text() != "")
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,250 @@
+package dr
+
+import (
+	"fmt"
+	"time"
+)
+
+// Identifiers are opaque strings, mostly lower-case UUIDs. They are types so
+// that one is not taken for another.
+type (
+	FabricID  string // UUID; the fabric's internal identifier
+	AgentID   string // UUID of a registered provider/agent
+	VMID      string // the hypervisor's UUID of a VM, lower case
+	ItemID    string // UUID of a protected item (Holdfast's, not the API name)
+	PolicyID  string // UUID
+	MachineID string // UUID under which the store keeps a VM's replica; a new one each time protection is enabled
+	JobID     string // UUID; also the id of the API's long-running operation
+)
+
+// Generation numbers the writers of one machine's replica. Every takeover by
+// another agent, resynchronization onto a new base, failover or reversal gets the next one.
+type Generation uint32
+
+// FabricType is the kind of site a fabric is.
+type FabricType string
+
+// The fabric types.
+const (
+	HyperVSite FabricType = "HyperVSite" // also how KVM sites show in the REST API
+	KVMSite    FabricType = "KVMSite"
+	VMMSite    FabricType = "VMM"
+)
+
+// Fabric is a site that is managed as one.
+type Fabric struct {
+	ID      FabricID
+	Name    string // unique in the vault, compared without case
+	Type    FabricType
+	Created time.Time
+}
+
+// ContainerName is the name of the one protection container of a site without VMM.
+func (f Fabric) ContainerName() string { return "cloud_" + string(f.ID) }
+
+// Provider is a registered agent of a fabric.
+type Provider struct {
+	ID         AgentID
+	Fabric     FabricID
+	Host       string // host name as the agent reported it
+	Roles      []AgentRole
+	Version    string // of the agent
+	Hypervisor string // e.g. "QEMU 7.2.22, libvirt 9.0.0"
+	Registered time.Time
+	LastSeen   time.Time // last heartbeat
+	Revoked    bool
+}
+
+// HasRole reports whether the provider has role r.
+func (p Provider) HasRole(r AgentRole) bool {
+	for _, x := range p.Roles {
+		if x == r {
+			return true
+		}
+	}
+	return false
+}
+
+// Disk is one disk of a VM as discovered.
+type Disk struct {
+	ID             string // stable within the VM: the target name (vda) on KVM, VirtualDiskId on Hyper-V
+	Path           string // file or device on the host
+	Format         string // qcow2, raw, vhdx, ...
+	Size           int64  // virtual size, bytes
+	Boot           bool   // holds the operating system
+	Shared         bool
+	PassThru       bool   // physical disk or LUN handed to the VM
+	Unreplicatable string // non-empty: why its changes can't be tracked; makes the prerequisites check fail
+}
+
+// NIC is one network adapter of a VM.
+type NIC struct {
+	ID      string // stable within the VM (MAC where nothing better exists)
+	MAC     string
+	Network string // libvirt network or switch name; empty for user-mode or none
+	Type    string // network, bridge, user, ...
+	IPs     []string
+}
+
+// VM is a discovered virtual machine (protectable item).
+type VM struct {
+	ID         VMID
+	Name       string
+	Fabric     FabricID
+	Agent      AgentID // agent of the host that it was last seen on
+	Running    bool
+	Generation int // 1 = BIOS, 2 = UEFI
+	CPUs       int
+	MemoryMB   int
+	OSType     string // Linux, Windows or empty
+	Disks      []Disk
+	NICs       []NIC
+	Seen       time.Time
+	Gone       bool // no longer reported by its host
+}
+
+// Policy is a replication policy.
+type Policy struct {
+	ID            PolicyID
+	Name          string
+	CopyFrequency time.Duration // 30 s, 5 min, 15 min as ASR; anything >= 5 s
+	Retention     time.Duration // how long recovery points are kept; 0 = only the latest
+	AppFrequency  time.Duration // application-consistent points; 0 = none
+	StartTime     string        // of initial replication, as given ("" = now)
+	Storage       string        // storage account id as given by the client; names a target, not checked
+	Created       time.Time
+}
+
+// Policy limits.
+const (
+	MinCopyFrequency = 5 * time.Second
+	MaxRetention     = 366 * 24 * time.Hour
+)
+
+// Validate checks ranges.
+func (p Policy) Validate() error {
+	switch {
+	case p.Name == "":
+		return New(KindInvalid, CodePolicyInvalid, "dr.Policy", "the policy has no name")
+	case p.CopyFrequency < MinCopyFrequency || p.CopyFrequency > 24*time.Hour:
+		return New(KindInvalid, CodePolicyInvalid, "dr.Policy", "policy %q: copy frequency %v is outside 5s..24h", p.Name, p.CopyFrequency)
+	case p.Retention < 0 || p.Retention > MaxRetention:
+		return New(KindInvalid, CodePolicyInvalid, "dr.Policy", "policy %q: retention %v is outside 0..%v", p.Name, p.Retention, MaxRetention)
+	case p.AppFrequency < 0 || p.AppFrequency > 24*time.Hour:
+		return New(KindInvalid, CodePolicyInvalid, "dr.Policy", "policy %q: application-consistent frequency %v is outside 0..24h", p.Name, p.AppFrequency)
+	}
+	return nil
+}
+
+// ContainerMapping associates a policy with a protection container and names
+// where its items are recovered.
+type ContainerMapping struct {
+	Name         string
+	Fabric       FabricID // source
+	Policy       PolicyID
+	Target       string   // target container id as the client gave it ("Microsoft Azure" or a container of a recovery fabric)
+	TargetFabric FabricID // resolved recovery fabric; empty if the target is the cloud
+	Created      time.Time
+}
+
+// ProtectedItem is a VM under replication. Its state is on independent axes.
+type ProtectedItem struct {
+	ID      ItemID
+	Name    string // API name, unique in its container, compared without case; by custom the VM's UUID
+	Fabric  FabricID
+	VM      VMID
+	VMName  string
+	Policy  PolicyID
+	Machine MachineID
+	Gen     Generation // the current writer generation
+
+	SourceAgent    AgentID // replicates it
+	RecoveryFabric FabricID
+	RecoveryAgent  AgentID  // runs its recovery VM, once chosen
+	Disks          []string // replicated disk ids
+
+	Protection   Protection
+	Failover     Failover
+	Test         TestFailover
+	Active       Location
+	Resync       string // reason why a resynchronization is required or runs; empty = none
+	Paused       bool
+	Job          JobID  // the current job, if any
+	FailedOverTo string // recovery point of the pending or committed failover
+	RecoveryVM   VMID   // VM at the recovery site after failover
+	TestVM       VMID
+	TestNetwork  string
+
+	Health         Health
+	HealthErrors   []HealthError
+	Settings       ItemSettings
+	Created        time.Time
+	LastTest       time.Time // last successful test failover (brought up and cleaned up)
+	LastFailover   time.Time
+	LastTestReport string // JSON of the last drill: boot proof, screenshot reference
+}
+
+// ItemSettings are the recovery VM's settings, kept as the client gave them.
+type ItemSettings struct {
+	RecoveryVMName string
+	CPUs, MemoryMB int    // 0 = as the source
+	Network        string // network of the recovery site for real failovers
+	TestNetwork    string
+	Raw            string // provider-specific JSON as last sent, for a faithful echo
+}
+
+// ReplicationStatus is what the source agent last said about an item.
+type ReplicationStatus struct {
+	Phase        string  // waiting, initialReplication, delta, resync, paused, stopped, error
+	Percent      float64 // of initial replication or resync
+	BytesDone    int64   // of the phase
+	BytesTotal   int64
+	ETA          time.Duration // 0 = unknown
+	BacklogBytes int64         // changed and not yet committed
+	Spooled      int64         // bytes in the local spool
+	LastCut      time.Time
+	LastPoint    time.Time // time of the newest committed recovery point
+	Missed       int       // cycles missed in the monitoring interval
+	Cycles       int
+	Err          *HealthError
+	At           time.Time // when the agent said it
+}
+
+// HealthError is one reason for a health other than Normal.
+type HealthError struct {
+	Code     Code
+	Severity Health
+	Message  string
+	Cause    string
+	Remedy   string
+	Since    time.Time
+}
+
+// RecoveryPoint is a position in a machine's chain of cuts that can be failed over to.
+type RecoveryPoint struct {
+	Machine     MachineID
+	Gen         Generation
+	N           uint64 // cut number, strictly increasing over generations
+	Time        time.Time
+	Consistency Consistency
+	Resync      bool  // made by a resynchronization
+	DirtyBytes  int64 // changed bytes at the source in this cycle
+	DataBytes   int64 // plaintext bytes carried
+	StoredBytes int64 // of the cut and its parts (tiles too for the first)
+}
+
+// Name is the point's API name, unique for the machine: generation and cut number.
+func (p RecoveryPoint) Name() string { return PointName(p.Gen, p.N) }
+
+// PointName formats a recovery point name: "g00000001-c0000000000000007".
+func PointName(g Generation, n uint64) string { return fmt.Sprintf("g%08x-c%016x", uint32(g), n) }
+
+// ParsePointName is the inverse of PointName.
+func ParsePointName(s string) (Generation, uint64, error) {
+	var g uint32
+	var n uint64
+	if _, err := fmt.Sscanf(s, "g%08x-c%016x", &g, &n); err != nil || PointName(Generation(g), n) != s {
+		return 0, 0, New(KindInvalid, CodePointNameInvalid, "dr.ParsePointName", "%q is not the name of a recovery point (want g%%08x-c%%016x)", s)
+	}
+	return Generation(g), n, nil
+}

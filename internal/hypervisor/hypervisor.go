@@ -1,0 +1,196 @@
+// Package hypervisor is the contract between Holdfast and the hosts whose
+// virtual machines it protects or recovers: inventory, consistent cuts with
+// changed ranges, power, and bringing a VM up from an NBD-served recovery point.
+//
+// The contract of a cut is "per disk: a frozen image to read and the ranges
+// changed since a base token"; only how it begins and ends differs per
+// platform. Adapters (hypervisor/libvirt, hypervisor/sim, later qmp and hyperv)
+// are leaves: cmd wires them, and one conformance suite (hypervisortest) runs on each.
+//
+// Every call takes a context and returns by its deadline, even when the
+// platform's own call hangs. All methods are safe for concurrent use; calls
+// that change the same VM are serialised by the adapter. Errors are *dr.Error.
+package hypervisor
+
+import (
+	"context"
+	"time"
+
+	"holdfast/internal/dr"
+)
+
+// HostInfo describes a host.
+type HostInfo struct {
+	Name       string // host name
+	Hypervisor string // product and version, e.g. "QEMU 7.2.22, libvirt 9.0.0"
+	CPUs       int
+	MemoryMB   int
+}
+
+// Event is a hint that something about a VM changed; the receiver asks for the
+// truth. VM is empty when the change is not bound to one VM (reconnected, networks).
+type Event struct {
+	VM   dr.VMID
+	Kind string // defined, undefined, started, stopped, crashed, job, reconnected
+}
+
+// VMConfig is everything needed to define a VM again elsewhere.
+type VMConfig struct {
+	VM     dr.VM             // neutral description
+	Native map[string][]byte // adapter's own: "libvirt.xml", "nvram"; may be empty on another platform
+}
+
+// Source is the protected side of a host.
+type Source interface {
+	Info(ctx context.Context) (HostInfo, error)
+	// Inventory lists all VMs of the host, including those that can't be
+	// protected (their disks say why).
+	Inventory(ctx context.Context) ([]dr.VM, error)
+	// Config returns the current configuration of a VM. dr.CodeVMNotFound if the host does not know it.
+	Config(ctx context.Context, vm dr.VMID) (VMConfig, error)
+	// Watch calls fn for every event until ctx ends; it reconnects by itself and
+	// then reports Kind "reconnected". fn must not block.
+	Watch(ctx context.Context, fn func(Event)) error
+	// BeginCut freezes all disks named in the request at one instant.
+	BeginCut(ctx context.Context, req CutRequest) (Cut, error)
+	// Forget deletes the tracking tokens of vm that Holdfast made
+	// and are not in keep, and ends a stale cut that an earlier agent process
+	// left open. It touches nothing of other products. Idempotent.
+	Forget(ctx context.Context, vm dr.VMID, keep []string) error
+}
+
+// CutRequest asks for a cut.
+type CutRequest struct {
+	VM      dr.VMID
+	Disks   []string // dr.Disk IDs, at least one
+	Base    string   // token of the cut to take changes since; "" = everything counts as changed
+	Tag     string   // makes the new token's name unique: letters, digits and hyphens
+	Offline bool     // the VM may be off: the adapter makes its disks readable without running the guest (last delta of a planned failover)
+	Quiesce bool     // ask the guest to freeze its file systems (bounded; falls back, see Cut.Consistency)
+}
+
+// Cut is a frozen instant of all disks of a VM. It holds platform resources
+// (on KVM an open backup job) until End or Abort: keep it short.
+//
+// BeginCut's typed refusals: dr.CodeTrackingLost (the base token is missing or
+// broken: resynchronize with Base ""), dr.CodeVMNotRunning, dr.CodeVMNotFound,
+// dr.CodeBackupJobBusy, dr.CodeDiskNotTrackable, dr.CodeScratchFull.
+type Cut interface {
+	// Info does not change during the cut's life.
+	Info() CutInfo
+	// Extents reports [off, off+length) of a disk in ascending order, without
+	// gaps or overlaps, clipped to the disk. Changed=false ranges equal the base's
+	// content. Zero ranges read as zeroes. A range of unknown history is Changed.
+	Extents(ctx context.Context, disk string, off, length int64, fn func(Range) error) error
+	// ReadAt fills p from the frozen image. Parallel calls are pipelined.
+	ReadAt(ctx context.Context, disk string, p []byte, off int64) error
+	// End releases the frozen image and keeps the new token, so that the next
+	// cut can take its changes since this one. Idempotent.
+	End(ctx context.Context) error
+	// Abort releases the frozen image and deletes the new token; the base token stays good. Idempotent, allowed after End.
+	Abort(ctx context.Context) error
+}
+
+// CutInfo describes a cut.
+type CutInfo struct {
+	Token       string // pass as Base of the next request
+	Time        time.Time
+	Disks       []CutDisk
+	Consistency dr.Consistency
+	Note        string // why the consistency is lower than asked for, if it is
+	Incremental bool   // Base was honoured
+}
+
+// CutDisk is one disk of a cut.
+type CutDisk struct {
+	ID          string
+	Size        int64 // bytes
+	Granularity int64 // of change tracking, bytes
+}
+
+// Range is a run of a disk with the same properties.
+type Range struct {
+	Off, Len int64
+	Changed  bool
+	Zero     bool
+}
+
+// PowerState of a VM.
+type PowerState string
+
+// The power states.
+const (
+	PowerOn     PowerState = "on"
+	PowerOff    PowerState = "off"
+	PowerPaused PowerState = "paused"
+)
+
+// Machines controls VMs of a host: power of any, life of those Holdfast made.
+type Machines interface {
+	State(ctx context.Context, vm dr.VMID) (PowerState, error)
+	Start(ctx context.Context, vm dr.VMID) error
+	// Shutdown asks the guest to shut down and waits until it is off or ctx
+	// ends (dr.CodeShutdownTimeout). Idempotent on a VM that is off.
+	Shutdown(ctx context.Context, vm dr.VMID) error
+	// Destroy cuts the power. Idempotent.
+	Destroy(ctx context.Context, vm dr.VMID) error
+	// Boot defines and starts a recovery VM. Idempotent by spec.Name: a VM of
+	// that name made by an earlier call with the same spec.Owner is returned as it is.
+	Boot(ctx context.Context, spec BootSpec) (dr.VMID, error)
+	// MakeLocal copies what is still remote into the VM's own disks while it
+	// runs, until nothing depends on the NBD sockets. Resumable: calling it again goes on.
+	MakeLocal(ctx context.Context, vm dr.VMID, progress func(done, total int64)) error
+	// Remove destroys and undefines a VM that Boot made (refuses others), with
+	// its disk files and anything else Boot created. Idempotent.
+	Remove(ctx context.Context, vm dr.VMID, owner string) error
+}
+
+// BootSpec says how to bring a recovery VM up.
+type BootSpec struct {
+	Name     string // VM name at the recovery site, unique on the host
+	Owner    string // stamped into the VM; Remove checks it
+	Config   VMConfig
+	Disks    []BootDisk
+	CPUs     int // 0 = as captured
+	MemoryMB int
+	KeepUUID bool   // real failover keeps UUID and MACs; a test failover gets new UUID
+	Network  string // "" = all NICs with link down; a network name; or IsolatedNetwork
+}
+
+// IsolatedNetwork as BootSpec.Network asks for a private network that reaches nobody but its members.
+const IsolatedNetwork = "holdfast:isolated"
+
+// BootDisk is one disk of a recovery VM: a read-only base served over NBD and
+// a local copy-on-write image that Boot creates.
+type BootDisk struct {
+	ID     string
+	Size   int64
+	Socket string // unix socket of the NBD server
+	Export string
+	Path   string // local image to create (qcow2)
+}
+
+// Console looks at a running VM from outside.
+type Console interface {
+	// Screenshot returns a PNG of the VM's display.
+	Screenshot(ctx context.Context, vm dr.VMID) ([]byte, error)
+	// SerialLog returns what the guest wrote to its first serial port since Boot, at most max bytes from the end.
+	SerialLog(ctx context.Context, vm dr.VMID, max int) ([]byte, error)
+}
+
+// Host is a host with everything.
+type Host interface {
+	Source
+	Machines
+	Console
+	// Networks lists the networks that recovery VMs can be attached to.
+	Networks(ctx context.Context) ([]Network, error)
+	Close() error
+}
+
+// Network is a virtual network of a host.
+type Network struct {
+	Name     string
+	Isolated bool // no way out: no forward mode
+	Active   bool
+}
