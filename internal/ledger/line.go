@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Kind is the first word of a console line of the guest program.
@@ -18,7 +19,7 @@ type Kind string
 //	LEDGER-BOOT A valid=6277 last=6277 boot=2 tail=0 garbage=false   one per file, A then B; boot is that of the last record
 //	LEDGER-CHAIN ok=true
 //	LEDGER-ORDER delta=1 ok=true                                     the last of the boot lines
-//	ACK 6300 rate=20.0 p50=1.1ms max=7.9ms                           every 20 records
+//	ACK 6300 rate=20.0 p50=1.100ms max=7.930ms                       every 20 records
 //	FILL-DONE blocks=4096 took=812ms
 //	LEDGER-FREEZE phase=freeze                                       the guest agent's hook: freeze or thaw
 //	LEDGER-STOP reason=…                                             a clean stop, or why nothing is written any more
@@ -35,7 +36,7 @@ const (
 // AckEvery is the number of records between two ACK lines.
 const AckEvery = 20
 
-var lineRE = regexp.MustCompile(`^(LEDGER-BOOT [AB]|LEDGER-CHAIN|LEDGER-ORDER|ACK [0-9]{1,19}|FILL-DONE|LEDGER-FREEZE|LEDGER-STOP)((?: [a-z0-9]+=[^ =]*)+)$`)
+var lineRE = regexp.MustCompile(`^(LEDGER-BOOT [AB]|LEDGER-CHAIN|LEDGER-ORDER|ACK [0-9]{1,19}|FILL-DONE|LEDGER-FREEZE|LEDGER-STOP)((?: [a-z0-9]+=[!-<>-~]+)+)$`)
 
 // required names the fields without which a line was not written whole.
 var required = map[Kind][]string{
@@ -90,6 +91,26 @@ func ParseLine(s string) (Line, bool) {
 // BootLine renders what the scan of file "A" or "B" found.
 func BootLine(name string, s Scan) string {
 	return fmt.Sprintf("%s %s valid=%d last=%d boot=%d tail=%d garbage=%t", KindBoot, name, s.Records, s.Last, s.Boot, s.Tail, s.Garbage)
+}
+
+// AckLine renders that all records up to seq are durable; rate is records per
+// second, p50 and longest are how long appending one took since the last such line.
+func AckLine(seq uint64, rate float64, p50, longest time.Duration) string {
+	ms := func(d time.Duration) float64 { return d.Seconds() * 1000 } // Duration's own text may hold a µ
+	return fmt.Sprintf("%s %d rate=%.1f p50=%.3fms max=%.3fms", KindAck, seq, rate, ms(p50), ms(longest))
+}
+
+// StopLine renders why nothing is written any more; the reason's blanks and foreign characters are replaced.
+func StopLine(reason string) string {
+	return fmt.Sprintf("%s reason=%s", KindStop, strings.Map(func(r rune) rune {
+		switch {
+		case r == '=':
+			return ':'
+		case r > ' ' && r <= '~':
+			return r
+		}
+		return '_'
+	}, reason))
 }
 
 // Console is what a guest's console file tells, over all of its boots.

@@ -190,12 +190,12 @@ const (
 	simpleReplySize    = 16
 	chunkHeaderSize    = 20
 
-	maxString       = 4096      // protocol document: no string is longer
-	maxOptionData   = 64 << 10  // one option or option reply
-	maxOptReplies   = 1024      // replies to one option
-	maxErrorPayload = 64 << 10  // an error chunk
-	maxStatusBytes  = 16 << 20  // one block status chunk: 2 Mi extents
-	maxRequestBytes = 32 << 20  // what every server must be assumed to take at most
+	maxString       = 4096     // protocol document: no string is longer
+	maxOptionData   = 64 << 10 // one option or option reply
+	maxOptReplies   = 1024     // replies to one option
+	maxErrorPayload = 64 << 10 // an error chunk
+	maxStatusBytes  = 16 << 20 // one block status chunk: 2 Mi extents
+	maxRequestBytes = 32 << 20 // what every server must be assumed to take at most
 )
 
 // Errors that callers tell apart with errors.Is.

@@ -15,8 +15,8 @@ var setName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,30}$`)
 
 // Migrate brings one named set of migrations up to date. Several sets live in
 // one database; each keeps its own version table goose_<name>. The files are
-// goose SQL files (NNNNN_title.sql) in the root of fsys, one text for both
-// engines; each runs in a transaction of its own.
+// goose SQL files (NNNNN_title.sql) in the root of fsys or in its only
+// directory, one text for both engines; each runs in a transaction of its own.
 //
 // Any number of replicas may call it at once on an empty database: a session
 // lock on PostgreSQL and the file lock on SQLite let one work and the others
@@ -31,6 +31,10 @@ func (db *DB) Migrate(ctx context.Context, name string, fsys fs.FS) error {
 		goose.WithTableName("goose_" + name),
 		goose.WithDisableGlobalRegistry(true),
 		goose.WithSlog(db.cfg.Log),
+	}
+	fsys, err := migrationDir(fsys)
+	if err != nil {
+		return fmt.Errorf("migrate %s: %w", name, err)
 	}
 	kind := database.DialectSQLite3
 	if db.dialect.Name() == enginePostgres {
@@ -57,4 +61,16 @@ func (db *DB) Migrate(ctx context.Context, name string, fsys fs.FS) error {
 			name, db, have, want)
 	}
 	return nil
+}
+
+// migrationDir goes down into the only directory of an embedded tree.
+func migrationDir(fsys fs.FS) (fs.FS, error) {
+	entries, err := fs.ReadDir(fsys, ".")
+	if err != nil {
+		return nil, err
+	}
+	if len(entries) == 1 && entries[0].IsDir() {
+		return fs.Sub(fsys, entries[0].Name())
+	}
+	return fsys, nil
 }

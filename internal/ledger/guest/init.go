@@ -21,7 +21,7 @@ import (
 const (
 	self     = "/ledger"
 	busybox  = "/bin/busybox"
-	agent    = "/usr/bin/qemu-ga"
+	agent    = "/usr/sbin/qemu-ga"
 	hook     = "/etc/qemu/fsfreeze-hook"
 	dataDir  = "/disk/data"
 	systemFS = "/disk/sys"
@@ -43,10 +43,12 @@ func runInit() {
 		loadModules("fallback") // other disk controllers cost boot time, so only if needed
 		disks = findDisks(60 * time.Second)
 	}
+	mounted := true // never write a ledger into memory, where it would prove nothing
 	for label, dir := range map[string]string{"data": dataDir, "sys": systemFS} {
 		os.MkdirAll(dir, 0o755)
 		if err := syscall.Mount(disks[label], dir, "ext4", 0, "errors=panic"); err != nil {
 			stop(fmt.Sprintf("mount %s (%q): %v", label, disks[label], err))
+			mounted = false
 		}
 	}
 	s := &supervisor{}
@@ -60,9 +62,11 @@ func runInit() {
 	if net := kernelWords().text("net"); net != "" {
 		bringUp(net)
 	}
-	s.mu.Lock()
-	s.ledger = spawn(self, "run", filepath.Join(dataDir, ledger.FileA), filepath.Join(systemFS, ledger.FileB))
-	s.mu.Unlock()
+	if mounted {
+		s.mu.Lock()
+		s.ledger = spawn(self, "run", filepath.Join(dataDir, ledger.FileA), filepath.Join(systemFS, ledger.FileB))
+		s.mu.Unlock()
+	}
 	s.startAgent()
 	for {
 		var ws syscall.WaitStatus

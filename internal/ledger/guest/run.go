@@ -41,9 +41,7 @@ func bootLines(o ledger.Opening) []string {
 }
 
 // stop prints why nothing is written any more.
-func stop(reason string) {
-	say(fmt.Sprintf("%s reason=%s", ledger.KindStop, strings.NewReplacer(" ", "_", "=", ":", "\n", "_").Replace(reason)))
-}
+func stop(reason string) { say(ledger.StopLine(reason)) }
 
 // runLedger is "ledger run A B [rate]". It returns after SIGTERM or if the
 // files are unsound or cannot be written.
@@ -140,8 +138,7 @@ func (l *load) write(pair *ledger.Pair, term <-chan os.Signal) error {
 		lat = append(lat, time.Since(t))
 		if n%ledger.AckEvery == 0 {
 			slices.Sort(lat)
-			say(fmt.Sprintf("%s %d rate=%.1f p50=%s max=%s", ledger.KindAck, n, float64(len(lat))/time.Since(since).Seconds(),
-				lat[len(lat)/2].Round(time.Microsecond), lat[len(lat)-1].Round(time.Microsecond)))
+			say(ledger.AckLine(n, float64(len(lat))/time.Since(since).Seconds(), lat[len(lat)/2], lat[len(lat)-1]))
 			lat, since = lat[:0], time.Now()
 		}
 	}

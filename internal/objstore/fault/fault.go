@@ -277,6 +277,7 @@ func (b *Bucket) PutNew(ctx context.Context, key string, r io.Reader, size int64
 			r = io.MultiReader(io.LimitReader(r, a.At), errReader{d.error(a)})
 		}
 	}
+	var touched []*armed
 	if d.has(Torn, Flip) {
 		// The lying store has to know the true body before it spoils it.
 		data, err := io.ReadAll(io.LimitReader(r, size+1))
@@ -290,17 +291,23 @@ func (b *Bucket) PutNew(ctx context.Context, key string, r io.Reader, size int64
 				case a.Kind == Flip:
 					data[a.At] ^= 1
 					sum = nil
-					d.fired(a)
+					touched = append(touched, a)
 				case a.Kind == Torn:
 					data = data[:a.At]
 					size, sum = a.At, nil
-					d.fired(a)
+					touched = append(touched, a)
 				}
 			}
 		}
 		r = bytes.NewReader(data)
 	}
-	return d.after(b.inner.PutNew(ctx, key, r, size, sum))
+	err := b.inner.PutNew(ctx, key, r, size, sum)
+	if err == nil {
+		for _, a := range touched {
+			d.fired(a)
+		}
+	}
+	return d.after(err)
 }
 
 // Get is objstore.Reader's with the faults of Get.

@@ -1,0 +1,233 @@
+package armapi
+
+import (
+	"slices"
+
+	"holdfast/internal/armwire"
+	"holdfast/internal/dr"
+)
+
+// The API knows one protection state per item where the domain has independent
+// axes. This file derives the API's words. The tables are total: every
+// combination of axes has an answer.
+//
+// protectionState, first line that fits:
+//
+//	protection           failover        protectionState
+//	disabling            any             DisablingProtection
+//	any                  inProgress      FailoverInProgress
+//	any                  commitPending   FailoverCommitPending
+//	any                  committed       FailoverCommitted
+//	any                  cancelling      CancelFailoverInProgress
+//	enabling             none, failed    EnablingProtection
+//	initialReplication   none, failed    InitialReplicationInProgress
+//	enableFailed         none, failed    EnablingFailed
+//	protected            none, failed    Protected
+//
+// A failed failover leaves the item as it was, so it shows as Protected; the job
+// and the description say what happened.
+func protectionState(p dr.Protection, f dr.Failover) (state, description string) {
+	if p == dr.Disabling {
+		return "DisablingProtection", "Protection is being removed"
+	}
+	switch f {
+	case dr.FailoverInProgress:
+		return "FailoverInProgress", "A failover is in progress"
+	case dr.FailoverCommitPending:
+		return "FailoverCommitPending", "Failed over; commit, change the recovery point or cancel"
+	case dr.FailoverCommitted:
+		return "FailoverCommitted", "Failed over and committed; replication has stopped"
+	case dr.FailoverCancelling:
+		return "CancelFailoverInProgress", "The failover is being cancelled"
+	}
+	switch p {
+	case dr.Enabling:
+		return "EnablingProtection", "Protection is being enabled"
+	case dr.InitialReplication:
+		return "InitialReplicationInProgress", "Initial replication is in progress; there is no recovery point yet"
+	case dr.EnableFailed:
+		return "EnablingFailed", "Protection could not be enabled"
+	case dr.Protected:
+		if f == dr.FailoverFailed {
+			return "Protected", "Protected; the last failover failed and may be repeated"
+		}
+		return "Protected", "Protected"
+	}
+	return "Unknown", "Unknown"
+}
+
+// testFailoverState derives the test failover's word.
+//
+//	none NotStarted… → None, running → InProgress, waiting → WaitingForCompletion,
+//	cleaning → MarkedForDeletion, failed → Failed
+func testFailoverState(t dr.TestFailover) (state, description string) {
+	switch t {
+	case dr.TestRunning:
+		return "InProgress", "The test VM is being brought up"
+	case dr.TestWaiting:
+		return "WaitingForCompletion", "The test VM is up; clean up when the test is done"
+	case dr.TestCleaning:
+		return "MarkedForDeletion", "The test VM is being removed"
+	case dr.TestFailed:
+		return "Failed", "The test VM did not come up; clean up and try again"
+	}
+	return "None", "None"
+}
+
+// The API's names of operations on protected items.
+const (
+	opPlanned   = "PlannedFailover"
+	opUnplanned = "UnplannedFailover"
+	opTest      = "TestFailover"
+	opCleanup   = "TestFailoverCleanup"
+	opCommit    = "Commit"
+	opCancel    = "CancelFailover"
+	opChange    = "ChangePit"
+	opRepair    = "RepairReplication"
+	opDisable   = "DisableProtection"
+)
+
+// AllowedOperations is what the axes of an item can allow at most, in a fixed order:
+//
+//	protection disabling                       nothing
+//	failover inProgress                        CancelFailover
+//	failover commitPending                     Commit, ChangePit, CancelFailover, DisableProtection
+//	failover committed                         DisableProtection
+//	failover cancelling                        nothing
+//	enabling, initialReplication, enableFailed DisableProtection
+//	protected, test none                       PlannedFailover, UnplannedFailover, TestFailover, RepairReplication, DisableProtection
+//	protected, test running or cleaning        PlannedFailover, UnplannedFailover
+//	protected, test waiting or failed          PlannedFailover, UnplannedFailover, TestFailoverCleanup, RepairReplication, DisableProtection
+//
+// A real failover must not have to wait for a forgotten test. Below protected,
+// TestFailoverCleanup is added where a test waits or has failed, so that
+// nothing is left behind. The vault may withhold an operation for reasons that
+// are not on the axes (a running job, no recovery point, no recovery site); what
+// the API shows is what both allow.
+func AllowedOperations(p dr.Protection, f dr.Failover, t dr.TestFailover) []string {
+	leftover := t == dr.TestWaiting || t == dr.TestFailed
+	var ops []string
+	switch {
+	case p == dr.Disabling:
+		return nil
+	case f == dr.FailoverInProgress:
+		return []string{opCancel}
+	case f == dr.FailoverCancelling:
+		return nil
+	case f == dr.FailoverCommitPending:
+		ops = []string{opCommit, opChange, opCancel, opDisable}
+	case f == dr.FailoverCommitted, p != dr.Protected:
+		ops = []string{opDisable}
+	case t == dr.TestRunning, t == dr.TestCleaning:
+		return []string{opPlanned, opUnplanned}
+	case leftover:
+		return []string{opPlanned, opUnplanned, opCleanup, opRepair, opDisable}
+	default:
+		return []string{opPlanned, opUnplanned, opTest, opRepair, opDisable}
+	}
+	if leftover {
+		ops = append(ops, opCleanup)
+	}
+	return ops
+}
+
+// shownOperations is what both the axes and the vault allow.
+func shownOperations(item dr.ProtectedItem, vaultAllows []string) []string {
+	out := []string{}
+	for _, op := range AllowedOperations(item.Protection, item.Failover, item.Test) {
+		if slices.Contains(vaultAllows, op) {
+			out = append(out, op)
+		}
+	}
+	return out
+}
+
+// health renders the health axis; an item that has not been judged yet is None.
+func health(h dr.Health) string {
+	switch h {
+	case dr.HealthNormal, dr.HealthWarning, dr.HealthCritical:
+		return string(h)
+	}
+	return "None"
+}
+
+// worst is the worse of two healths.
+func worst(a, b dr.Health) dr.Health {
+	rank := func(h dr.Health) int {
+		return slices.Index([]dr.Health{"", dr.HealthNormal, dr.HealthWarning, dr.HealthCritical}, h)
+	}
+	if rank(b) > rank(a) {
+		return b
+	}
+	return a
+}
+
+// healthErrors renders the reasons of a health.
+func healthErrors(es []dr.HealthError, entity string) []armwire.HealthError {
+	out := make([]armwire.HealthError, 0, len(es))
+	for _, e := range es {
+		level := string(e.Severity)
+		if e.Severity == dr.HealthCritical {
+			level = "Error" // the API's word
+		}
+		cause, remedy := e.Cause, e.Remedy
+		title := ""
+		if entry, ok := dr.Lookup(e.Code); ok {
+			title, cause, remedy = entry.Title, firstNonEmpty(cause, entry.Cause), firstNonEmpty(remedy, entry.Remedy)
+		}
+		out = append(out, armwire.HealthError{
+			InnerHealthErrors: []armwire.HealthError{}, ErrorSource: "Holdfast", ErrorLevel: level, ErrorCategory: "Replication",
+			ErrorCode: string(e.Code), ErrorID: string(e.Code), SummaryMessage: title, ErrorMessage: e.Message,
+			PossibleCauses: cause, RecommendedAction: remedy, CreationTimeUTC: armwire.Time(e.Since), EntityID: entity,
+			CustomerResolvability: "NotAllowed",
+		})
+	}
+	return out
+}
+
+// jobState renders a job's or task's state; a job that waits for a person is Suspended.
+func jobState(s dr.JobState, person bool) (state, description string) {
+	switch s {
+	case dr.JobNotStarted:
+		return "NotStarted", "NotStarted"
+	case dr.JobInProgress:
+		return "InProgress", "InProgress"
+	case dr.JobWaiting:
+		if person {
+			return "Suspended", "WaitingForInput"
+		}
+		return "InProgress", "Waiting"
+	case dr.JobSucceeded:
+		return "Succeeded", "Completed"
+	case dr.JobFailed:
+		return "Failed", "Failed"
+	case dr.JobCancelling:
+		return "Cancelling", "Cancelling"
+	case dr.JobCancelled:
+		return "Cancelled", "Cancelled"
+	case dr.JobSkipped:
+		return "Skipped", "Skipped"
+	}
+	return "Other", "Other"
+}
+
+// statesOf is the inverse of jobState for filters; several domain states can share one word.
+func statesOf(word string) []dr.JobState {
+	switch {
+	case oneOf("NotStarted", word):
+		return []dr.JobState{dr.JobNotStarted}
+	case oneOf("InProgress", word):
+		return []dr.JobState{dr.JobInProgress, dr.JobWaiting}
+	case oneOf("Suspended", word):
+		return []dr.JobState{dr.JobWaiting}
+	case oneOf("Succeeded,Completed", word):
+		return []dr.JobState{dr.JobSucceeded}
+	case oneOf("Failed", word):
+		return []dr.JobState{dr.JobFailed}
+	case oneOf("Cancelling", word):
+		return []dr.JobState{dr.JobCancelling}
+	case oneOf("Cancelled,Canceled", word):
+		return []dr.JobState{dr.JobCancelled}
+	}
+	return nil
+}

@@ -1,0 +1,323 @@
+package armwire
+
+import "time"
+
+// EnableInput protects a VM (PUT of a protected item).
+type EnableInput struct {
+	PolicyID                string  `json:"policyId"`
+	ProtectableItemID       string  `json:"protectableItemId"`
+	ProviderSpecificDetails Variant `json:"providerSpecificDetails"`
+}
+
+// EnableDetails is the HyperVReplicaAzure part of EnableInput, as far as the
+// server uses or echoes it.
+type EnableDetails struct {
+	InstanceType                  string            `json:"instanceType"`
+	HVHostVMID                    string            `json:"hvHostVmId,omitempty"`
+	VMName                        string            `json:"vmName,omitempty"`
+	OSType                        string            `json:"osType,omitempty"`
+	VHDID                         string            `json:"vhdId,omitempty"`
+	TargetStorageAccountID        string            `json:"targetStorageAccountId,omitempty"`
+	LogStorageAccountID           string            `json:"logStorageAccountId,omitempty"`
+	DisksToInclude                []string          `json:"disksToInclude,omitempty"`
+	DisksToIncludeForManagedDisks []DiskInput       `json:"disksToIncludeForManagedDisks,omitempty"`
+	TargetAzureVMName             string            `json:"targetAzureVmName,omitempty"`
+	TargetVMSize                  string            `json:"targetVmSize,omitempty"`
+	TargetAzureNetworkID          string            `json:"targetAzureNetworkId,omitempty"`
+	TargetAzureSubnetID           string            `json:"targetAzureSubnetId,omitempty"`
+	TargetAzureV1ResourceGroupID  string            `json:"targetAzureV1ResourceGroupId,omitempty"`
+	TargetAzureV2ResourceGroupID  string            `json:"targetAzureV2ResourceGroupId,omitempty"`
+	TargetAvailabilitySetID       string            `json:"targetAvailabilitySetId,omitempty"`
+	TargetAvailabilityZone        string            `json:"targetAvailabilityZone,omitempty"`
+	TargetProximityPlacementGroup string            `json:"targetProximityPlacementGroupId,omitempty"`
+	EnableRDPOnTargetOption       string            `json:"enableRdpOnTargetOption,omitempty"`
+	UseManagedDisks               string            `json:"useManagedDisks,omitempty"` // "true" or "false", as a string
+	LicenseType                   string            `json:"licenseType,omitempty"`
+	LinuxLicenseType              string            `json:"linuxLicenseType,omitempty"`
+	SQLServerLicenseType          string            `json:"sqlServerLicenseType,omitempty"`
+	TargetVMTags                  map[string]string `json:"targetVmTags,omitempty"`
+	CPUs                          int               `json:"holdfastCpus,omitempty"`        // of the recovery VM; 0 = as the source
+	MemoryMB                      int               `json:"holdfastMemoryMB,omitempty"`    // MiB of the recovery VM; 0 = as the source
+	TestNetwork                   string            `json:"holdfastTestNetwork,omitempty"` // default network of test failovers
+}
+
+// DiskInput is one disk to include.
+type DiskInput struct {
+	DiskID   string `json:"diskId"`
+	DiskType string `json:"diskType,omitempty"`
+}
+
+// UpdateInput changes a protected item's settings; absent fields are nil and left alone.
+type UpdateInput struct {
+	RecoveryAzureVMName            *string    `json:"recoveryAzureVMName,omitempty"`
+	RecoveryAzureVMSize            *string    `json:"recoveryAzureVMSize,omitempty"`
+	SelectedRecoveryAzureNetworkID *string    `json:"selectedRecoveryAzureNetworkId,omitempty"`
+	SelectedTFOAzureNetworkID      *string    `json:"selectedTfoAzureNetworkId,omitempty"`
+	SelectedSourceNICID            *string    `json:"selectedSourceNicId,omitempty"`
+	EnableRDPOnTargetOption        *string    `json:"enableRdpOnTargetOption,omitempty"`
+	VMNICs                         []NICInput `json:"vmNics,omitempty"`
+	LicenseType                    *string    `json:"licenseType,omitempty"`
+	RecoveryAvailabilitySetID      *string    `json:"recoveryAvailabilitySetId,omitempty"`
+	ProviderSpecificDetails        Variant    `json:"providerSpecificDetails"`
+}
+
+// UpdateDetails is the HyperVReplicaAzure part of UpdateInput.
+type UpdateDetails struct {
+	InstanceType                  string            `json:"instanceType"`
+	RecoveryAzureV2ResourceGroup  *string           `json:"recoveryAzureV2ResourceGroupId,omitempty"`
+	UseManagedDisks               *string           `json:"useManagedDisks,omitempty"`
+	TargetAvailabilityZone        *string           `json:"targetAvailabilityZone,omitempty"`
+	TargetProximityPlacementGroup *string           `json:"targetProximityPlacementGroupId,omitempty"`
+	SQLServerLicenseType          *string           `json:"sqlServerLicenseType,omitempty"`
+	LinuxLicenseType              *string           `json:"linuxLicenseType,omitempty"`
+	TargetVMTags                  map[string]string `json:"targetVmTags,omitempty"`
+	CPUs                          *int              `json:"holdfastCpus,omitempty"`
+	MemoryMB                      *int              `json:"holdfastMemoryMB,omitempty"`
+}
+
+// NICInput is what a client wants of one adapter.
+type NICInput struct {
+	NICID           string          `json:"nicId"`
+	SelectionType   string          `json:"selectionType,omitempty"`
+	RecoveryNICName string          `json:"recoveryNicName,omitempty"`
+	TargetNICName   string          `json:"targetNicName,omitempty"`
+	IPConfigs       []IPConfigInput `json:"ipConfigs,omitempty"`
+}
+
+// IPConfigInput is one address configuration of NICInput.
+type IPConfigInput struct {
+	IPConfigName            string `json:"ipConfigName,omitempty"`
+	IsPrimary               bool   `json:"isPrimary"`
+	IsSelectedForFailover   bool   `json:"isSeletedForFailover"` // sic
+	RecoverySubnetName      string `json:"recoverySubnetName,omitempty"`
+	RecoveryStaticIPAddress string `json:"recoveryStaticIPAddress,omitempty"`
+	TFOSubnetName           string `json:"tfoSubnetName,omitempty"`
+	TFOStaticIPAddress      string `json:"tfoStaticIPAddress,omitempty"`
+}
+
+// FailoverInput is the input of planned and unplanned failovers.
+type FailoverInput struct {
+	FailoverDirection       string  `json:"failoverDirection,omitempty"`
+	SourceSiteOperations    string  `json:"sourceSiteOperations,omitempty"` // Required or NotRequired; unplanned only
+	ProviderSpecificDetails Variant `json:"providerSpecificDetails"`
+}
+
+// FailoverDetails is the HyperVReplicaAzure part of every failover input.
+type FailoverDetails struct {
+	InstanceType    string  `json:"instanceType"`
+	RecoveryPointID *string `json:"recoveryPointId,omitempty"` // null or empty = latest
+}
+
+// TestFailoverInput starts a test failover.
+type TestFailoverInput struct {
+	FailoverDirection       string  `json:"failoverDirection,omitempty"`
+	NetworkType             string  `json:"networkType,omitempty"` // NetworkAsInput, NoNetworkAsInput, or empty = isolated
+	NetworkID               string  `json:"networkId,omitempty"`   // id or name
+	ProviderSpecificDetails Variant `json:"providerSpecificDetails"`
+}
+
+// CleanupInput ends a test failover.
+type CleanupInput struct {
+	Comments string `json:"comments,omitempty"`
+}
+
+// ApplyPointInput changes the recovery point of a failover that awaits its commit.
+type ApplyPointInput struct {
+	RecoveryPointID         *string `json:"recoveryPointId"`
+	ProviderSpecificDetails Variant `json:"providerSpecificDetails"`
+}
+
+// DisableInput ends protection.
+type DisableInput struct {
+	DisableProtectionReason  string  `json:"disableProtectionReason,omitempty"`
+	ReplicationProviderInput Variant `json:"replicationProviderInput"`
+}
+
+// ResolveHealthInput names health errors that the operator has dealt with.
+type ResolveHealthInput struct {
+	HealthErrors []struct {
+		HealthErrorID string `json:"healthErrorId"`
+	} `json:"healthErrors"`
+}
+
+// CurrentScenario is the job that an item is busy with.
+type CurrentScenario struct {
+	ScenarioName string     `json:"scenarioName"` // "None" if idle
+	JobID        string     `json:"jobId"`
+	StartTime    *time.Time `json:"startTime"`
+}
+
+// InitialReplication is the progress of the initial replication.
+type InitialReplication struct {
+	Type       string `json:"initialReplicationType"`
+	Percentage string `json:"initialReplicationProgressPercentage"` // "0".."100", as a string
+}
+
+// RecoveryDisk is one replicated disk (azureVmDiskDetails).
+type RecoveryDisk struct {
+	VHDType   string `json:"vhdType"`
+	VHDID     string `json:"vhdId"`
+	DiskID    string `json:"diskId"`
+	VHDName   string `json:"vhdName"`
+	MaxSizeMB string `json:"maxSizeMB"` // a string here, a number in DiskDetails
+	LUNID     string `json:"lunId"`
+}
+
+// NICDetails is one adapter of a protected item.
+type NICDetails struct {
+	NICID               string            `json:"nicId"`
+	VMNetworkName       string            `json:"vMNetworkName"`
+	RecoveryVMNetworkID string            `json:"recoveryVMNetworkId,omitempty"`
+	TFOVMNetworkID      string            `json:"tfoVMNetworkId,omitempty"`
+	RecoveryNICName     string            `json:"recoveryNicName,omitempty"`
+	TargetNICName       string            `json:"targetNicName,omitempty"`
+	SelectionType       string            `json:"selectionType"`
+	IPConfigs           []IPConfigDetails `json:"ipConfigs"`
+	MAC                 string            `json:"holdfastMac,omitempty"`
+}
+
+// IPConfigDetails is one address configuration of NICDetails.
+type IPConfigDetails struct {
+	Name                    string `json:"name,omitempty"`
+	IsPrimary               bool   `json:"isPrimary"`
+	IsSelectedForFailover   bool   `json:"isSeletedForFailover"` // sic
+	SubnetName              string `json:"subnetName,omitempty"`
+	StaticIPAddress         string `json:"staticIPAddress,omitempty"`
+	IPAddressType           string `json:"ipAddressType"`
+	RecoverySubnetName      string `json:"recoverySubnetName,omitempty"`
+	RecoveryStaticIPAddress string `json:"recoveryStaticIPAddress,omitempty"`
+	RecoveryIPAddressType   string `json:"recoveryIPAddressType"`
+	TFOSubnetName           string `json:"tfoSubnetName,omitempty"`
+	TFOStaticIPAddress      string `json:"tfoStaticIPAddress,omitempty"`
+}
+
+// ReplicationDetails is providerSpecificDetails of a protected item.
+type ReplicationDetails struct {
+	InstanceType                   string             `json:"instanceType"`
+	AzureVMDiskDetails             []RecoveryDisk     `json:"azureVmDiskDetails"`
+	RecoveryAzureVMName            string             `json:"recoveryAzureVmName"`
+	RecoveryAzureVMSize            string             `json:"recoveryAzureVMSize,omitempty"`
+	RecoveryAzureStorageAccount    string             `json:"recoveryAzureStorageAccount,omitempty"`
+	RecoveryAzureLogStorageAccount string             `json:"recoveryAzureLogStorageAccountId,omitempty"`
+	LastReplicatedTime             *time.Time         `json:"lastReplicatedTime,omitempty"`
+	RPOInSeconds                   *int64             `json:"rpoInSeconds,omitempty"`
+	LastRPOCalculatedTime          *time.Time         `json:"lastRpoCalculatedTime,omitempty"`
+	LastRecoveryPointReceived      *time.Time         `json:"lastRecoveryPointReceived,omitempty"`
+	VMID                           string             `json:"vmId"`
+	VMProtectionState              string             `json:"vmProtectionState"`
+	VMProtectionStateDescription   string             `json:"vmProtectionStateDescription"`
+	InitialReplicationDetails      InitialReplication `json:"initialReplicationDetails"`
+	VMNICs                         []NICDetails       `json:"vmNics"`
+	SelectedRecoveryAzureNetworkID string             `json:"selectedRecoveryAzureNetworkId,omitempty"`
+	SelectedSourceNICID            string             `json:"selectedSourceNicId,omitempty"`
+	Encryption                     string             `json:"encryption"`
+	OSDetails                      *OSDetails         `json:"oSDetails,omitempty"`
+	SourceVMRAMSizeInMB            int32              `json:"sourceVmRamSizeInMB"`
+	SourceVMCPUCount               int32              `json:"sourceVmCpuCount"`
+	EnableRDPOnTargetOption        string             `json:"enableRdpOnTargetOption,omitempty"`
+	RecoveryAzureResourceGroupID   string             `json:"recoveryAzureResourceGroupId,omitempty"`
+	RecoveryAvailabilitySetID      string             `json:"recoveryAvailabilitySetId,omitempty"`
+	TargetAvailabilityZone         string             `json:"targetAvailabilityZone,omitempty"`
+	TargetProximityPlacementGroup  string             `json:"targetProximityPlacementGroupId,omitempty"`
+	UseManagedDisks                string             `json:"useManagedDisks,omitempty"`
+	LicenseType                    string             `json:"licenseType,omitempty"`
+	LinuxLicenseType               string             `json:"linuxLicenseType,omitempty"`
+	SQLServerLicenseType           string             `json:"sqlServerLicenseType,omitempty"`
+	TargetVMTags                   map[string]string  `json:"targetVmTags,omitempty"`
+}
+
+// ProtectedItem is properties of a VM under replication. The fields from
+// ItemID on are ours.
+type ProtectedItem struct {
+	FriendlyName                            string             `json:"friendlyName"`
+	ProtectedItemType                       string             `json:"protectedItemType"`
+	ProtectableItemID                       string             `json:"protectableItemId"`
+	RecoveryServicesProviderID              string             `json:"recoveryServicesProviderId"`
+	PrimaryFabricFriendlyName               string             `json:"primaryFabricFriendlyName"`
+	PrimaryFabricProvider                   string             `json:"primaryFabricProvider"`
+	RecoveryFabricFriendlyName              string             `json:"recoveryFabricFriendlyName"`
+	RecoveryFabricID                        string             `json:"recoveryFabricId"`
+	PrimaryProtectionContainerFriendlyName  string             `json:"primaryProtectionContainerFriendlyName"`
+	RecoveryProtectionContainerFriendlyName string             `json:"recoveryProtectionContainerFriendlyName"`
+	RecoveryContainerID                     string             `json:"recoveryContainerId"`
+	ProtectionState                         string             `json:"protectionState"`
+	ProtectionStateDescription              string             `json:"protectionStateDescription"`
+	ActiveLocation                          string             `json:"activeLocation"`
+	TestFailoverState                       string             `json:"testFailoverState"`
+	TestFailoverStateDescription            string             `json:"testFailoverStateDescription"`
+	AllowedOperations                       []string           `json:"allowedOperations"`
+	ReplicationHealth                       string             `json:"replicationHealth"`
+	FailoverHealth                          string             `json:"failoverHealth"`
+	HealthErrors                            []HealthError      `json:"healthErrors"`
+	PolicyID                                string             `json:"policyId"`
+	PolicyFriendlyName                      string             `json:"policyFriendlyName"`
+	LastSuccessfulFailoverTime              *time.Time         `json:"lastSuccessfulFailoverTime,omitempty"`
+	LastSuccessfulTestFailoverTime          *time.Time         `json:"lastSuccessfulTestFailoverTime,omitempty"`
+	CurrentScenario                         CurrentScenario    `json:"currentScenario"`
+	FailoverRecoveryPointID                 *string            `json:"failoverRecoveryPointId"`
+	ProviderSpecificDetails                 ReplicationDetails `json:"providerSpecificDetails"`
+	EventCorrelationID                      string             `json:"eventCorrelationId"`
+
+	ItemID        string      `json:"holdfastItemId"`
+	Replication   Replication `json:"holdfastReplication"`
+	ResyncReason  string      `json:"holdfastResyncReason,omitempty"` // non-empty: a resynchronization is required or runs
+	Paused        bool        `json:"holdfastPaused"`
+	RecoveryVM    string      `json:"holdfastRecoveryVm,omitempty"`
+	TestVM        string      `json:"holdfastTestVm,omitempty"`
+	TestNetwork   string      `json:"holdfastTestNetwork,omitempty"`
+	LastTestProof Variant     `json:"holdfastLastTestReport"` // report of the last drill, null if there was none
+}
+
+// Replication is the agent's word on an item, and what follows from it.
+type Replication struct {
+	Phase           string     `json:"phase,omitempty"` // waiting, initialReplication, delta, resync, paused, stopped, error
+	ProgressPercent float64    `json:"progressPercent"` // of initial replication or resync, 0..100
+	BytesDone       int64      `json:"bytesDone"`
+	BytesTotal      int64      `json:"bytesTotal"`
+	ETASeconds      int64      `json:"etaSeconds"`    // 0 = unknown
+	RPOLagSeconds   *int64     `json:"rpoLagSeconds"` // null = no recovery point yet, or the VM runs at the recovery site
+	BacklogBytes    int64      `json:"backlogBytes"`
+	SpooledBytes    int64      `json:"spooledBytes"`
+	MissedCycles    int        `json:"missedCycles"`
+	Cycles          int        `json:"cycles"`
+	LastCut         *time.Time `json:"lastCut,omitempty"`
+	LastPoint       *time.Time `json:"lastPoint,omitempty"`
+	ReportedAt      *time.Time `json:"reportedAt,omitempty"` // when the agent said so
+	Error           string     `json:"error,omitempty"`
+}
+
+// RecoveryPoint is properties of a recovery point. The fields from Consistency on are ours.
+type RecoveryPoint struct {
+	RecoveryPointTime       *time.Time `json:"recoveryPointTime"`
+	RecoveryPointType       string     `json:"recoveryPointType"` // CrashConsistent or ApplicationConsistent
+	ProviderSpecificDetails any        `json:"providerSpecificDetails"`
+	Consistency             string     `json:"holdfastConsistency"` // dr.Consistency, which also knows fs
+	DirtyBytes              int64      `json:"holdfastDirtyBytes"`
+	DataBytes               int64      `json:"holdfastDataBytes"`
+	StoredBytes             int64      `json:"holdfastStoredBytes"`
+	Resync                  bool       `json:"holdfastResync,omitempty"`
+}
+
+// ItemSummary is the body of GET /holdfast/v1/items/{id}.
+type ItemSummary struct {
+	ID                string      `json:"id"`
+	Name              string      `json:"name"`
+	VMName            string      `json:"vmName"`
+	ResourceID        string      `json:"resourceId"`
+	ProtectionState   string      `json:"protectionState"`
+	Health            string      `json:"health"`
+	HealthMessages    []string    `json:"healthMessages,omitempty"`
+	ActiveLocation    string      `json:"activeLocation"`
+	TestFailoverState string      `json:"testFailoverState"`
+	AllowedOperations []string    `json:"allowedOperations"`
+	CurrentJob        string      `json:"currentJob,omitempty"`
+	ResyncReason      string      `json:"resyncReason,omitempty"`
+	Replication       Replication `json:"replication"`
+	Points            int         `json:"points"`
+	OldestPoint       string      `json:"oldestPoint,omitempty"`
+	NewestPoint       string      `json:"newestPoint,omitempty"`
+	NewestPointTime   *time.Time  `json:"newestPointTime,omitempty"`
+	StoredBytes       int64       `json:"storedBytes"` // by all listed points
+	LastTest          *time.Time  `json:"lastTest,omitempty"`
+	LastTestReport    Variant     `json:"lastTestReport"`
+}

@@ -1,0 +1,102 @@
+package hydrate
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"holdfast/internal/dr"
+	"holdfast/internal/store"
+)
+
+// RestoreOptions of Restore.
+type RestoreOptions struct {
+	Workers  int                     // 0 = 4
+	Progress func(done, total int64) // bytes of the disk, called concurrently
+}
+
+// restoreUnit is what one worker copies at a time.
+const restoreUnit = 4 << 20
+
+// Restore writes a disk of a recovery point to a new raw file at path; zero
+// ranges become holes. The file is created exclusively, synced, and removed again on failure.
+func Restore(ctx context.Context, view *store.View, diskID, path string, opts RestoreOptions) (err error) {
+	var disk *store.DiskInfo
+	for _, d := range view.Disks() {
+		if d.ID == diskID {
+			disk = &d
+			break
+		}
+	}
+	if disk == nil {
+		return dr.New(dr.KindNotFound, dr.CodeNotFound, "hydrate.Restore", "the recovery point has no disk %q", diskID)
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return dr.New(dr.KindConflict, dr.CodeAlreadyExists, "hydrate.Restore", "%s exists already", path)
+	}
+	if err != nil {
+		return dr.Errorf(dr.KindUnavailable, "hydrate.Restore", "create file: %w", err)
+	}
+	defer func() {
+		err = errors.Join(err, f.Close())
+		if err != nil {
+			err = errors.Join(err, os.Remove(path))
+		}
+	}()
+	if err := f.Truncate(disk.Size); err != nil {
+		return dr.Errorf(dr.KindExhausted, "hydrate.Restore", "size %s: %w", path, err)
+	}
+	if opts.Workers <= 0 {
+		opts.Workers = 4
+	}
+	var done atomic.Int64
+	eg, ctx := errgroup.WithContext(ctx)
+	eg.SetLimit(opts.Workers)
+	for off := int64(0); off < disk.Size && ctx.Err() == nil; off += restoreUnit {
+		eg.Go(func() error {
+			n := min(restoreUnit, disk.Size-off)
+			if err := restoreRange(ctx, view, diskID, f, off, n); err != nil {
+				return err
+			}
+			if total := done.Add(n); opts.Progress != nil {
+				opts.Progress(total, disk.Size)
+			}
+			return nil
+		})
+	}
+	if err := eg.Wait(); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return dr.New(dr.KindExhausted, dr.CodeNoSpace, "hydrate.Restore", "sync %s: %w", path, err)
+	}
+	return nil
+}
+
+func restoreRange(ctx context.Context, view *store.View, diskID string, f *os.File, off, n int64) error {
+	type run struct{ off, n int64 }
+	var data []run
+	err := view.Extents(ctx, diskID, off, n, func(off, n int64, zero bool) error {
+		if !zero {
+			data = append(data, run{off, n})
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, r := range data {
+		p := make([]byte, r.n)
+		if err := view.ReadAt(ctx, diskID, p, r.off); err != nil {
+			return err
+		}
+		if _, err := f.WriteAt(p, r.off); err != nil {
+			return dr.New(dr.KindExhausted, dr.CodeNoSpace, "hydrate.Restore", "write %s: %w", f.Name(), err)
+		}
+	}
+	return nil
+}

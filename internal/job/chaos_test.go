@@ -1,0 +1,5 @@
+package job
+
+const replicaEnv = "HOLDFAST_JOB_TEST_REPLICA"
+
+func replicaMain(string) {}

@@ -1,0 +1,194 @@
+package vault
+
+import (
+	"context"
+	"database/sql"
+	"regexp"
+
+	"holdfast/internal/dr"
+	"holdfast/internal/sqldb"
+	"holdfast/internal/vaultdb"
+)
+
+// SavePolicy makes a policy, or changes the settings of one. Agents take the
+// new settings at their next poll.
+func (v *Vault) SavePolicy(ctx context.Context, p dr.Policy, create bool, by string) (dr.JobID, error) {
+	const op = "vault.SavePolicy"
+	if err := checkName(op, "policy", p.Name); err != nil {
+		return "", err
+	}
+	if err := p.Validate(); err != nil {
+		return "", err
+	}
+	kind := "UpdateProtectionProfile"
+	if create {
+		kind = "AddProtectionProfile"
+		p.ID, p.Created = dr.PolicyID(newID()), v.now()
+	} else {
+		old, err := v.Policy(ctx, p.Name)
+		if err != nil {
+			return "", err
+		}
+		p.ID, p.Name, p.Created = old.ID, old.Name, old.Created
+	}
+	return v.quick(ctx, quickJob{kind: kind, targetType: "ProtectionProfile", target: p.Name, targetID: string(p.ID), by: by}, func(tx *sql.Tx) error {
+		if !create {
+			if err := v.notifyAll(ctx, tx); err != nil {
+				return err
+			}
+			return vaultdb.UpdatePolicy(ctx, tx, p)
+		}
+		have, err := vaultdb.PolicyByName(ctx, tx, p.Name)
+		switch {
+		case dr.KindOf(err) == dr.KindNotFound:
+			return vaultdb.InsertPolicy(ctx, tx, p)
+		case err != nil:
+			return err
+		}
+		// A create that comes again with the same settings is the same policy.
+		same := p
+		same.ID, same.Name, same.Created = have.ID, have.Name, have.Created
+		if same != have {
+			return dr.New(dr.KindConflict, dr.CodeAlreadyExists, op, "policy %q exists already with other settings", have.Name)
+		}
+		return nil
+	})
+}
+
+// notifyAll lets every waiting agent look at its assignments.
+func (v *Vault) notifyAll(ctx context.Context, tx *sql.Tx) error {
+	agents, err := vaultdb.Providers(ctx, tx, "")
+	for _, p := range agents {
+		v.db.NotifyTx(tx, topicAssign, string(p.ID))
+	}
+	return err
+}
+
+// Policy finds a policy by name.
+func (v *Vault) Policy(ctx context.Context, name string) (dr.Policy, error) {
+	return get(vaultdb.PolicyByName(ctx, v.q(), name))
+}
+
+// Policies lists all policies.
+func (v *Vault) Policies(ctx context.Context) ([]dr.Policy, error) {
+	return get(vaultdb.Policies(ctx, v.q()))
+}
+
+// RemovePolicy removes a policy that nothing uses.
+func (v *Vault) RemovePolicy(ctx context.Context, name, by string) (dr.JobID, error) {
+	p, err := v.Policy(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	return v.quick(ctx, quickJob{kind: "DeleteProtectionProfile", targetType: "ProtectionProfile", target: p.Name, targetID: string(p.ID), by: by},
+		func(tx *sql.Tx) error { return vaultdb.DeletePolicy(ctx, tx, p) })
+}
+
+var containerForm = regexp.MustCompile(`(?i)/replicationFabrics/([^/]+)/replicationProtectionContainers/([^/]+)/?$`)
+
+// CreateMapping associates a policy and a target with a site's container. A
+// target that is a container of another site names where items recover; any
+// other target is the cloud, see recoveryFabric.
+func (v *Vault) CreateMapping(ctx context.Context, m dr.ContainerMapping, by string) (dr.JobID, error) {
+	const op = "vault.CreateMapping"
+	if err := checkName(op, "mapping", m.Name); err != nil {
+		return "", err
+	}
+	m.Created, m.TargetFabric = v.now(), ""
+	if parts := containerForm.FindStringSubmatch(m.Target); parts != nil {
+		f, err := v.Fabric(ctx, parts[1])
+		if err != nil {
+			return "", err
+		}
+		if f.ContainerName() != vaultdb.Key(parts[2]) {
+			return "", dr.New(dr.KindNotFound, dr.CodeNotFound, op, "site %q has no protection container %q", f.Name, parts[2])
+		}
+		m.TargetFabric = f.ID
+	}
+	return v.quick(ctx, quickJob{kind: "PairCloud", targetType: "ProtectionContainer", target: m.Name, by: by}, func(tx *sql.Tx) error {
+		have, err := vaultdb.Mapping(ctx, tx, m.Fabric, m.Name)
+		switch {
+		case dr.KindOf(err) == dr.KindNotFound:
+			return vaultdb.InsertMapping(ctx, tx, m)
+		case err != nil:
+			return err
+		case have.Policy != m.Policy || have.Target != m.Target:
+			return dr.New(dr.KindConflict, dr.CodeAlreadyExists, op, "mapping %q exists already with another policy or target", have.Name)
+		}
+		return nil
+	})
+}
+
+// Mapping finds a mapping of a site by name.
+func (v *Vault) Mapping(ctx context.Context, f dr.FabricID, name string) (dr.ContainerMapping, error) {
+	return get(vaultdb.Mapping(ctx, v.q(), f, name))
+}
+
+// Mappings lists the mappings of a site, of all sites for "".
+func (v *Vault) Mappings(ctx context.Context, f dr.FabricID) ([]dr.ContainerMapping, error) {
+	return get(vaultdb.Mappings(ctx, v.q(), f))
+}
+
+// RemoveMapping removes a mapping whose policy no item of the site uses.
+func (v *Vault) RemoveMapping(ctx context.Context, f dr.FabricID, name, by string) (dr.JobID, error) {
+	m, err := v.Mapping(ctx, f, name)
+	if err != nil {
+		return "", err
+	}
+	return v.quick(ctx, quickJob{kind: "UnpairCloud", targetType: "ProtectionContainer", target: m.Name, by: by}, func(tx *sql.Tx) error {
+		items, err := vaultdb.Items(ctx, tx, f)
+		if err != nil {
+			return err
+		}
+		for _, it := range items {
+			if it.Policy == m.Policy {
+				return dr.New(dr.KindConflict, dr.CodePolicyInUse, "vault.RemoveMapping", "mapping %q is used by %s", m.Name, it.VMName)
+			}
+		}
+		return vaultdb.DeleteMapping(ctx, tx, f, m.Name)
+	})
+}
+
+// recoveryFabric finds where an item recovers: the site that its container
+// mapping names. Where the mapping names none (the cloud, which is no target
+// yet), it is the only other site that has a host with the recovery role, or,
+// if no other site has one, the item's own site when another of its hosts has
+// the role. Several candidates are an error that asks for a mapping.
+func recoveryFabric(ctx context.Context, q sqldb.Querier, source dr.FabricID, policy dr.PolicyID, sourceAgent dr.AgentID) (dr.FabricID, error) {
+	const op = "vault.recoveryFabric"
+	maps, err := vaultdb.Mappings(ctx, q, source)
+	if err != nil {
+		return "", err
+	}
+	for _, m := range maps {
+		if m.Policy == policy && m.TargetFabric != "" {
+			return m.TargetFabric, nil
+		}
+	}
+	agents, err := vaultdb.Providers(ctx, q, "")
+	if err != nil {
+		return "", err
+	}
+	others, own := map[dr.FabricID]bool{}, false
+	for _, p := range agents {
+		switch {
+		case !p.HasRole(dr.RoleRecovery) || p.ID == sourceAgent:
+		case p.Fabric == source:
+			own = true
+		default:
+			others[p.Fabric] = true
+		}
+	}
+	switch {
+	case len(others) == 1:
+		for f := range others {
+			return f, nil
+		}
+	case len(others) == 0 && own:
+		return source, nil
+	case len(others) > 1:
+		return "", dr.New(dr.KindPrecondition, dr.CodeNoRecoverySite, op, "%d sites have recovery hosts and the container mapping names none of them", len(others)).
+			WithHint("map the container to the container of the site where its VMs shall recover")
+	}
+	return "", dr.New(dr.KindPrecondition, dr.CodeNoRecoverySite, op, "no site has a host with the recovery role")
+}

@@ -1,0 +1,50 @@
+#!/bin/sh
+# packages.sh demo|test: sees to it that the Debian packages which the demo or
+# the tests need are there. Asks for root only if some are missing, and lists them.
+set -eu
+
+guest="qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
+  syslinux syslinux-common syslinux-efi mtools busybox-static dosfstools e2fsprogs cpio ovmf"
+checks="nbdkit libnbd-bin postgresql chromium"
+
+case "${1:-}" in
+demo) want="$guest" ;;
+test) want="$guest $checks" ;;
+*) echo "usage: $0 demo|test" >&2; exit 2 ;;
+esac
+
+if ! command -v dpkg-query >/dev/null 2>&1; then
+	echo "This is not Debian: please install what these Debian packages hold, then run the command again:" >&2
+	echo "$want" >&2
+	exit 1
+fi
+
+missing=""
+for p in $want; do
+	[ "$(dpkg-query -W -f='${db:Status-Status}' "$p" 2>/dev/null || true)" = installed ] || missing="$missing $p"
+done
+if [ -z "$missing" ]; then
+	exit 0
+fi
+
+echo "These Debian packages are missing:$missing"
+root=""
+if [ "$(id -u)" != 0 ]; then
+	if ! command -v sudo >/dev/null 2>&1; then
+		echo "Install them as root:  apt-get install --no-install-recommends$missing" >&2
+		exit 1
+	fi
+	echo "Installing them needs root; everything else runs as $(id -un)."
+	root=sudo
+fi
+$root apt-get update -qq
+# No service is started or enabled by the installation: the demo and the tests
+# run their own private instances. A policy-rc.d that exists is left alone.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+	printf '#!/bin/sh\nexit 101\n' | $root tee "$policy" >/dev/null
+	$root chmod 755 "$policy"
+	trap '$root rm -f "$policy"' EXIT
+fi
+# shellcheck disable=SC2086
+$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
