@@ -151,6 +151,8 @@ type PolicySettings struct {
 	ReplicationInterval          *int32   `json:"replicationInterval,omitempty"`                           // seconds
 	OnlineReplicationStartTime   *string  `json:"onlineReplicationStartTime,omitempty"`
 	StorageAccounts              []string `json:"storageAccounts,omitempty"`
+	RetentionSeconds             *int64   `json:"holdfastRetentionSeconds,omitempty"`    // instead of the hours
+	AppFrequencySeconds          *int64   `json:"holdfastAppFrequencySeconds,omitempty"` // instead of the hours
 }
 
 // PolicyDetails is providerSpecificDetails of a policy. It has other names than the input.
@@ -162,6 +164,8 @@ type PolicyDetails struct {
 	OnlineReplicationStartTime *string `json:"onlineReplicationStartTime"`
 	Encryption                 string  `json:"encryption"`
 	ActiveStorageAccountID     string  `json:"activeStorageAccountId,omitempty"`
+	RetentionSeconds           int64   `json:"holdfastRetentionSeconds"`    // exact; the hours are rounded up
+	AppFrequencySeconds        int64   `json:"holdfastAppFrequencySeconds"` // exact
 }
 
 // Policy is properties of a replication policy.

@@ -128,9 +128,8 @@ func (c *cut) addDisk(ctx context.Context, vm dr.VM, id string) error {
 		return dr.New(dr.KindNotFound, dr.CodeNotFound, op, "VM %s has no disk %s", c.dom.Name, id)
 	}
 	d := vm.Disks[i]
-	c.host.measure(ctx, c.dom, &d)
-	if ctx.Err() != nil {
-		return wrap("BeginCut", "measure the disks of VM "+c.dom.Name, context.Cause(ctx))
+	if err := c.host.measure(ctx, "BeginCut", c.dom, &d); err != nil {
+		return err
 	}
 	if d.Unreplicatable != "" {
 		code := dr.CodeDiskNotTrackable

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -63,26 +65,32 @@ func Open(ctx context.Context, cfg Config) (*Host, error) {
 	return h, nil
 }
 
-// Close ends background work and connections. Cuts that are open stay open on
-// the host: they are ended by the next process. Idempotent.
+// closeTimeout bounds what Close does about open cuts.
+const closeTimeout = 15 * time.Second
+
+// Close ends the backup jobs of open cuts, whose tokens stay, then background
+// work and connections. Idempotent.
 func (h *Host) Close() error {
 	h.mu.Lock()
+	already := h.closed
 	h.closed = true
-	cuts := make([]*cut, 0, len(h.open))
-	for _, c := range h.open {
-		cuts = append(cuts, c)
-	}
+	cuts := slices.Collect(maps.Values(h.open))
 	h.mu.Unlock()
-	h.cancel()
-	for _, c := range cuts {
-		c.disconnect()
+	var errs []error
+	if !already {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		for _, c := range cuts {
+			errs = append(errs, c.End(ctx))
+		}
 	}
+	h.cancel()
 	h.wg.Wait()
 	h.main.close()
 	if h.nets != h.main {
 		h.nets.close()
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // background runs fn until it returns; its context ends with Close.

@@ -74,7 +74,9 @@ func (h *Host) describe(ctx context.Context, op string, dom golibvirt.Domain) (d
 		if vm.Disks[i].PassThru && vm.Disks[i].Path == "" {
 			continue
 		}
-		h.measure(ctx, dom, &vm.Disks[i])
+		if err := h.measure(ctx, op, dom, &vm.Disks[i]); err != nil {
+			return dr.VM{}, err
+		}
 	}
 	if vm.Running {
 		h.addresses(ctx, dom, vm.NICs)
@@ -99,22 +101,35 @@ func (h *Host) domainTree(ctx context.Context, op string, dom golibvirt.Domain, 
 	return root, nil
 }
 
-// measure fills in a disk's virtual size and what its image's header says
-// against tracking. A disk whose size can't be known can't be replicated.
-func (h *Host) measure(ctx context.Context, dom golibvirt.Domain, d *dr.Disk) {
-	err := h.call(ctx, "Inventory", fmt.Sprintf("measure disk %s of VM %s", d.ID, dom.Name), func(c *conn) error {
-		_, capacity, _, err := c.DomainGetBlockInfo(dom, d.ID, 0)
-		d.Size = int64(capacity)
+// blockSize asks for a disk's virtual size.
+func (h *Host) blockSize(ctx context.Context, op string, dom golibvirt.Domain, disk string) (int64, error) {
+	var size int64
+	err := h.call(ctx, op, fmt.Sprintf("measure disk %s of VM %s", disk, dom.Name), func(c *conn) error {
+		_, capacity, _, err := c.DomainGetBlockInfo(dom, disk, 0)
+		size = int64(capacity)
 		return err
 	})
+	return size, err
+}
+
+// measure fills in a disk's virtual size and what its image's header says
+// against tracking. A disk whose size libvirt can't tell can't be replicated.
+func (h *Host) measure(ctx context.Context, op string, dom golibvirt.Domain, d *dr.Disk) error {
+	size, err := h.blockSize(ctx, op, dom, d.ID)
+	if err != nil && (!answered(err) || dr.CodeOf(err) == dr.CodeVMNotFound || dr.CodeOf(err) == dr.CodeHypervisorTimeout) {
+		return err // could not ask
+	}
+	d.Size = size
 	switch {
-	case err != nil && d.Unreplicatable == "":
+	case d.Unreplicatable != "":
+	case err != nil:
 		d.Unreplicatable = "its size can't be determined: " + err.Error()
-	case d.Unreplicatable == "" && d.Format == "qcow2":
+	case d.Format == "qcow2":
 		if v, _, err := qcow2Header(d.Path); err == nil && v < 3 {
 			d.Unreplicatable = fmt.Sprintf("its qcow2 image has the old format version %d, which can't keep change tracking: shut the VM down and run 'qemu-img amend -o compat=1.1 %s'", v, d.Path)
 		}
 	}
+	return nil
 }
 
 // qcow2Header reads version and cluster size. Format: QEMU's docs/interop/qcow2.txt,

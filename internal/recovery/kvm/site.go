@@ -125,17 +125,17 @@ func (s *Site) Boot(ctx context.Context, p agentapi.BootPayload) (agentapi.BootR
 		return agentapi.BootResult{}, dr.Errorf(dr.KindConflict, op, "serving %s is of %s at %s", p.Serving, rec.Machine, dr.PointName(dr.Generation(rec.Generation), rec.N))
 	}
 	start := time.Now()
-	var spec hypervisor.BootSpec
-	if !rec.Local {
-		if _, err := s.cfg.Servings.Ensure(ctx, p.Serving); err != nil {
-			return agentapi.BootResult{}, err
-		}
+	if rec.Local {
+		return s.startLocal(ctx, rec)
+	}
+	if _, err := s.cfg.Servings.Ensure(ctx, p.Serving); err != nil {
+		return agentapi.BootResult{}, err
 	}
 	vm, disks, err := hydrate.ReadVM(s.cfg.Servings.Dir(p.Serving))
 	if err != nil {
 		return agentapi.BootResult{}, err
 	}
-	spec = s.bootSpec(p, vm, disks)
+	spec := s.bootSpec(p, vm, disks)
 	if err := os.MkdirAll(s.imageDir(p.Serving), 0o755); err != nil {
 		return agentapi.BootResult{}, dr.Errorf(dr.KindUnavailable, op, "make image directory: %w", err)
 	}
@@ -150,6 +150,19 @@ func (s *Site) Boot(ctx context.Context, p agentapi.BootPayload) (agentapi.BootR
 	}
 	s.cfg.Log.Info("recovery VM started", "vm", p.VMName, "serving", p.Serving, "prepare", prepared, "start", time.Since(start)-prepared)
 	return agentapi.BootResult{VM: string(id), PrepareSecs: prepared.Seconds(), StartSecs: (time.Since(start) - prepared).Seconds()}, nil
+}
+
+// startLocal answers a repeated Boot of a VM that no longer needs its serving.
+func (s *Site) startLocal(ctx context.Context, rec record) (agentapi.BootResult, error) {
+	start := time.Now()
+	state, err := s.cfg.Host.State(ctx, dr.VMID(rec.VM))
+	if err == nil && state == hypervisor.PowerOff {
+		err = s.cfg.Host.Start(ctx, dr.VMID(rec.VM))
+	}
+	if err != nil {
+		return agentapi.BootResult{}, err
+	}
+	return agentapi.BootResult{VM: rec.VM, StartSecs: time.Since(start).Seconds()}, nil
 }
 
 func (s *Site) bootSpec(p agentapi.BootPayload, vm cut.VMRecord, disks []hydrate.Export) hypervisor.BootSpec {

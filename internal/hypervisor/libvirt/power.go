@@ -1,0 +1,140 @@
+package libvirt
+
+import (
+	"context"
+	"time"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+
+	"holdfast/internal/dr"
+	"holdfast/internal/hypervisor"
+)
+
+// State of a VM. A guest that crashed and whose process was kept for a look
+// counts as paused.
+func (h *Host) State(ctx context.Context, id dr.VMID) (hypervisor.PowerState, error) {
+	dom, err := h.find(ctx, "State", id)
+	if err != nil {
+		return "", err
+	}
+	s, err := h.state(ctx, "State", dom)
+	if err != nil {
+		return "", err
+	}
+	switch s {
+	case golibvirt.DomainShutoff:
+		return hypervisor.PowerOff, nil
+	case golibvirt.DomainPaused, golibvirt.DomainPmsuspended, golibvirt.DomainCrashed:
+		return hypervisor.PowerPaused, nil
+	}
+	return hypervisor.PowerOn, nil
+}
+
+// Start a VM, or resume it if it is paused. Idempotent.
+func (h *Host) Start(ctx context.Context, id dr.VMID) error {
+	const op = "Start"
+	dom, err := h.find(ctx, op, id)
+	if err != nil {
+		return err
+	}
+	unlock, err := h.lock(ctx, op, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return h.start(ctx, op, dom)
+}
+
+func (h *Host) start(ctx context.Context, op string, dom golibvirt.Domain) error {
+	s, err := h.state(ctx, op, dom)
+	if err != nil {
+		return err
+	}
+	switch s {
+	case golibvirt.DomainShutoff:
+		err = h.call(ctx, op, "start VM "+dom.Name, func(c *conn) error { return c.DomainCreate(dom) })
+		if err != nil && answered(err) {
+			if now, serr := h.state(ctx, op, dom); serr == nil && active(now) {
+				return nil // somebody else was faster
+			}
+		}
+		return err
+	case golibvirt.DomainPaused:
+		return h.call(ctx, op, "resume VM "+dom.Name, func(c *conn) error { return c.DomainResume(dom) })
+	}
+	return nil
+}
+
+// Shutdown asks the guest again every few seconds: a guest that is still
+// booting misses the first request.
+func (h *Host) Shutdown(ctx context.Context, id dr.VMID) error {
+	const op = "Shutdown"
+	const again = 10 * time.Second
+	dom, err := h.find(ctx, op, id)
+	if err != nil {
+		return err
+	}
+	var asked time.Time
+	for {
+		s, err := h.state(ctx, op, dom)
+		if dr.CodeOf(err) == dr.CodeVMNotFound {
+			return nil // a transient VM is gone once it is off
+		}
+		if err == nil {
+			switch s {
+			case golibvirt.DomainShutoff:
+				return nil
+			case golibvirt.DomainPaused, golibvirt.DomainCrashed, golibvirt.DomainPmsuspended:
+				return dr.New(dr.KindUnavailable, dr.CodeShutdownTimeout, "libvirt."+op, "VM %s is paused or crashed and can't shut down", dom.Name)
+			}
+			if time.Since(asked) > again {
+				err = h.call(ctx, op, "ask VM "+dom.Name+" to shut down", func(c *conn) error { return c.DomainShutdownFlags(dom, 0) })
+				if err == nil {
+					asked = time.Now()
+				}
+			}
+		}
+		if err != nil && ctx.Err() == nil && dr.CodeOf(err) != dr.CodeVMNotRunning {
+			return err
+		}
+		if err := sleep(ctx, 200*time.Millisecond); err != nil {
+			return dr.New(dr.KindUnavailable, dr.CodeShutdownTimeout, "libvirt."+op, "VM %s did not shut down in time: %w", dom.Name, err)
+		}
+	}
+}
+
+// Destroy cuts the power. QEMU is ended so that it can save its dirty bitmaps;
+// it is killed only if it does not end.
+func (h *Host) Destroy(ctx context.Context, id dr.VMID) error {
+	const op = "Destroy"
+	dom, err := h.find(ctx, op, id)
+	if err != nil {
+		return err
+	}
+	unlock, err := h.lock(ctx, op, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return h.destroy(ctx, op, dom)
+}
+
+func (h *Host) destroy(ctx context.Context, op string, dom golibvirt.Domain) error {
+	s, err := h.state(ctx, op, dom)
+	if err != nil || !active(s) {
+		return err
+	}
+	err = h.call(ctx, op, "cut the power of VM "+dom.Name, func(c *conn) error {
+		err := c.DomainDestroyFlags(dom, golibvirt.DomainDestroyGraceful)
+		if answered(err) && !isCode(err, golibvirt.ErrNoDomain, golibvirt.ErrOperationInvalid) {
+			err = c.DomainDestroyFlags(dom, 0)
+		}
+		return err
+	})
+	if answered(err) {
+		if now, serr := h.state(ctx, op, dom); serr == nil && !active(now) || dr.CodeOf(serr) == dr.CodeVMNotFound {
+			return nil
+		}
+	}
+	return err
+}
