@@ -282,7 +282,11 @@ func (s *Server) authenticate(r *http.Request) (vault.Principal, error) {
 		return vault.Principal{}, dr.Errorf(dr.KindUnauthenticated, "armapi", "the request has no bearer token in its Authorization header").
 			WithHint("Log in first: POST client credentials to /{tenant}/oauth2/v2.0/token.")
 	}
-	return s.cfg.Service.Authenticate(r.Context(), token)
+	who, err := s.cfg.Service.Authenticate(r.Context(), token)
+	if err != nil && dr.KindOf(err) == dr.KindNotFound { // a token that nobody knows is no missing resource
+		return who, dr.Errorf(dr.KindUnauthenticated, "armapi", "the bearer token is not known").WithHint("Log in again.")
+	}
+	return who, err
 }
 
 // allow checks the caller's role.

@@ -2,8 +2,11 @@ package cut_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"hash/crc32"
 	"reflect"
 	"slices"
 	"strings"
@@ -257,4 +260,31 @@ func FuzzRecords(f *testing.F) {
 		_, _ = cut.ParseVaultPublicKey(string(b))
 		_, _ = cut.ParseVaultPrivateKey(string(b))
 	})
+}
+
+// TestOtherVersions checks that whole objects of another version are told from damaged ones.
+func TestOtherVersions(t *testing.T) {
+	t.Parallel()
+	priv, _ := cut.GenerateVaultKey()
+	for _, at := range []int{8, 9, 10} {
+		wrap, _ := cut.SealEpochKey(priv.Public(), machine, 7, testKey())
+		wrap[at]++
+		body := wrap[:len(wrap)-4]
+		binary.LittleEndian.PutUint32(wrap[len(body):], crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli)))
+		if _, err := cut.OpenEpochKey(priv, machine, 7, wrap); dr.CodeOf(err) != dr.CodeFormatUnsupported {
+			t.Errorf("sealed key, byte %d: %v", at, err)
+		}
+	}
+	for body, code := range map[string]dr.Code{
+		`{"version":2,"machine":5}`: dr.CodeFormatUnsupported, `{}`: dr.CodeFormatUnsupported, `{"version":"1"}`: dr.CodeObjectCorrupt,
+		`{"version":1,"machine":5}`: dr.CodeObjectCorrupt, `{"version":1}`: dr.CodeObjectCorrupt, `[]`: dr.CodeObjectCorrupt,
+	} {
+		rec := fmt.Appendf(nil, "{\"holdfast\":%s,\"sha256\":\"%x\"}\n", body, sha256.Sum256([]byte(body)))
+		if _, err := cut.ParseGenInfo(cut.ObjectName{Class: cut.ClassGeneration, Machine: machine, Gen: 4}, rec); dr.CodeOf(err) != code {
+			t.Errorf("generation %s: %v", body, err)
+		}
+		if _, err := cut.ParseVaultInfo(rec); dr.CodeOf(err) != code {
+			t.Errorf("vault.json %s: %v", body, err)
+		}
+	}
 }

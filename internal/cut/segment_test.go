@@ -606,3 +606,18 @@ func TestSecretsStayHidden(t *testing.T) {
 		}
 	}
 }
+
+// TestLongData gives more in one call than the writer takes at once.
+func TestLongData(t *testing.T) {
+	t.Parallel()
+	p := make([]byte, 2*cut.TileSize+3*cut.Unit+5)
+	for i := 0; i < len(p); i += 1 << 20 {
+		p[i] = 1
+	}
+	obj, sealed := build(t, partConfig(), nil, func(w *cut.Writer) error { return w.Data(t.Context(), 3, cut.Unit, p) })
+	got := make([]byte, cut.Unit+len(p))
+	apply(t, open(t, obj, sealed.Name), obj, map[uint16][]byte{3: got})
+	if !bytes.Equal(got[cut.Unit:], p) {
+		t.Error("the content differs")
+	}
+}

@@ -203,7 +203,7 @@ func TestCancel(t *testing.T) {
 				}
 			}
 			j := final(t, e, id, Cancelled)
-			if d := time.Since(began); d > 3*time.Second {
+			if d := time.Since(began); d > 10*time.Second { // far below the bound of an hour, far above a busy machine
 				t.Errorf("%s cancelled after %v", j.Item, d)
 			}
 			if j.CancelBy != "anna" || j.Steps[0].State != StepCancelled && j.Steps[0].State != StepSkipped || j.Steps[1].State != StepSkipped ||

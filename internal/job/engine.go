@@ -319,7 +319,10 @@ func (e *Engine) spawn(r *run) {
 	})
 }
 
-const claimBatch = 64 // jobs claimed in one transaction
+const (
+	claimBatch  = 64                    // jobs claimed in one transaction
+	lockedAgain = 25 * time.Millisecond // look again at due rows that another transaction had locked
+)
 
 // claim takes up to n due jobs; next is the time until the next one is due.
 func (e *Engine) claim(ctx context.Context, n int) (claimed []*run, next time.Duration, err error) {
@@ -352,13 +355,15 @@ func (e *Engine) claim(ctx context.Context, n int) (claimed []*run, next time.Du
 			claimed = append(claimed, r)
 		}
 		var due sql.NullInt64
-		if err := tx.QueryRowContext(ctx, "select min(due) from job where state in ('ready','running','waiting') and due>$1",
-			now.UnixMicro()).Scan(&due); err != nil {
+		if err := tx.QueryRowContext(ctx, "select min(due) from job where state in ('ready','running','waiting')").Scan(&due); err != nil {
 			return fmt.Errorf("look for the next job: %w", err)
 		}
 		next = time.Hour
 		if due.Valid && due.Int64-now.UnixMicro() < next.Microseconds() {
 			next = time.Duration(due.Int64-now.UnixMicro())*time.Microsecond + time.Millisecond
+			// What is due and was not claimed is locked by another transaction just
+			// now, or over the limit of this one: nobody will tell us when it is free.
+			next = max(next, lockedAgain)
 		}
 		return nil
 	})

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -19,14 +18,6 @@ import (
 	"holdfast/internal/sqldb"
 	"holdfast/internal/sqldb/sqldbtest"
 )
-
-func TestMain(m *testing.M) {
-	if url := os.Getenv(replicaEnv); url != "" {
-		replicaMain(url)
-		return
-	}
-	sqldbtest.Main(m)
-}
 
 // fast is a configuration with short times.
 func fast(db *sqldb.DB, owner string, handlers map[string]Handler) Config {
@@ -296,17 +287,21 @@ func TestRetriesByClass(t *testing.T) {
 		failures int
 		class    Class
 	}{
-		"transient":  {fail(busy, 3), Succeeded, 3, Transient},
-		"exhausted":  {fail(busy, 99), Failed, 4, Transient},
-		"permanent":  {fail(dr.New(dr.KindForbidden, "", "x", "no"), 1), Failed, 1, Permanent},
-		"chosen":     {fail(&Error{Class: Permanent, Err: busy}, 1), Failed, 1, Permanent},
-		"wait":       {fail(&Error{Class: Wait, Err: busy}, 9), Succeeded, 9, Wait},
-		"plain":      {fail(errors.New("who knows"), 1), Succeeded, 1, Transient},
-		"nothing":    {always(func(context.Context, *StepContext) (Result, error) { return Result{}, nil }), Failed, 1, Permanent},
-		"panic":      {always(func(context.Context, *StepContext) (Result, error) { panic("ouch") }), Failed, 1, Permanent},
-		"panic-late": {always(func(context.Context, *StepContext) (Result, error) { return Done(nil, func(*sql.Tx) error { panic("ouch") }), nil }), Failed, 1, Permanent},
-		"change":     {always(func(context.Context, *StepContext) (Result, error) { return Done(nil, func(*sql.Tx) error { return busy }), nil }), Failed, 4, Transient},
-		"no-json":    {always(func(context.Context, *StepContext) (Result, error) { return Done(func() {}, nil), nil }), Failed, 1, Permanent},
+		"transient": {fail(busy, 3), Succeeded, 3, Transient},
+		"exhausted": {fail(busy, 99), Failed, 4, Transient},
+		"permanent": {fail(dr.New(dr.KindForbidden, "", "x", "no"), 1), Failed, 1, Permanent},
+		"chosen":    {fail(&Error{Class: Permanent, Err: busy}, 1), Failed, 1, Permanent},
+		"wait":      {fail(&Error{Class: Wait, Err: busy}, 9), Succeeded, 9, Wait},
+		"plain":     {fail(errors.New("who knows"), 1), Succeeded, 1, Transient},
+		"nothing":   {always(func(context.Context, *StepContext) (Result, error) { return Result{}, nil }), Failed, 1, Permanent},
+		"panic":     {always(func(context.Context, *StepContext) (Result, error) { panic("ouch") }), Failed, 1, Permanent},
+		"panic-late": {always(func(context.Context, *StepContext) (Result, error) {
+			return Done(nil, func(*sql.Tx) error { panic("ouch") }), nil
+		}), Failed, 1, Permanent},
+		"change": {always(func(context.Context, *StepContext) (Result, error) {
+			return Done(nil, func(*sql.Tx) error { return busy }), nil
+		}), Failed, 4, Transient},
+		"no-json": {always(func(context.Context, *StepContext) (Result, error) { return Done(func() {}, nil), nil }), Failed, 1, Permanent},
 	}
 	sqldbtest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		hs := map[string]Handler{}
@@ -633,8 +628,10 @@ func TestSignals(t *testing.T) {
 			return Done(len(s.Signals("child")), nil), nil
 		}
 		h := map[string]Handler{
-			"k/go":   SignalStep("go", func(ctx context.Context, s *StepContext, sig Signal) (Result, error) { return Done(sig.By, nil), nil }),
-			"k/go2":  SignalStep("go", func(ctx context.Context, s *StepContext, sig Signal) (Result, error) { return Done(sig.Payload, nil), nil }),
+			"k/go": SignalStep("go", func(ctx context.Context, s *StepContext, sig Signal) (Result, error) { return Done(sig.By, nil), nil }),
+			"k/go2": SignalStep("go", func(ctx context.Context, s *StepContext, sig Signal) (Result, error) {
+				return Done(sig.Payload, nil), nil
+			}),
 			"k/kids": three,
 			"k/late": func(ctx context.Context, s *StepContext) (Result, error) {
 				if s.TimedOut() {
@@ -896,4 +893,27 @@ func TestConfigValidate(t *testing.T) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
+}
+
+// A claim skips a row that another transaction holds, and nobody wakes it when
+// that one ends without a change: it must look again by itself.
+func TestALockedJobIsClaimedWhenItIsFree(t *testing.T) {
+	t.Parallel()
+	sqldbtest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		cfg := fast(db, "h", map[string]Handler{"k/a": ok})
+		cfg.Poll, cfg.Lease = time.Hour, time.Hour
+		e := start(t, cfg)
+		id := submit(t, e, Spec{Kind: "k", Steps: steps("a"), NotBefore: time.Now().Add(time.Second)})
+		err := db.Tx(t.Context(), func(tx *sql.Tx) error {
+			if _, err := lockJob(t.Context(), tx, id, time.Now()); err != nil {
+				return err
+			}
+			time.Sleep(1500 * time.Millisecond) // it becomes due meanwhile
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		final(t, e, id, Succeeded)
+	})
 }

@@ -70,6 +70,7 @@ func (c *Client) readUnaligned(ctx context.Context, p []byte, off int64) error {
 }
 
 // WriteAt writes p at off. Durable after a Flush that began after its return.
+// If ctx ends while p is being sent, the connection ends with it.
 func (c *Client) WriteAt(ctx context.Context, p []byte, off int64) error {
 	if err := c.checkWrite(cmdWrite, 0, off, int64(len(p))); err != nil {
 		return err
@@ -158,7 +159,8 @@ func (c *Client) do(ctx context.Context, cmd command, flags uint16, off int64, l
 		return c.describe(cmd, off, int64(length), err)
 	}
 	if err := c.send(ctx, req, payload); err != nil {
-		return c.describe(cmd, off, int64(length), c.abandon(req.cookie, cl, err))
+		c.abandon(req.cookie, cl, err) // whatever became of it, it was not sent whole
+		return c.describe(cmd, off, int64(length), err)
 	}
 	var err error
 	select {

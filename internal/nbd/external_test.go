@@ -1,3 +1,5 @@
+//go:build unix
+
 package nbd
 
 import (
@@ -58,7 +60,9 @@ func spawn(t testing.TB, sock, name string, args ...string) *exec.Cmd {
 		<-exited
 	})
 	for deadline := time.Now().Add(20 * time.Second); ; {
-		if _, err := os.Stat(sock); err == nil {
+		// The file is there before anybody listens: only a connection tells.
+		if nc, err := net.Dial("unix", sock); err == nil {
+			nc.Close()
 			return cmd
 		}
 		select {
@@ -488,15 +492,7 @@ func TestClientAndNbdkitKilledOrSlow(t *testing.T) {
 	for range cap(errs) {
 		go func() { errs <- c.ReadAt(testContext(t), make([]byte, 4096), 0) }()
 	}
-	for {
-		c.mu.Lock()
-		n := len(c.pending)
-		c.mu.Unlock()
-		if n == 5 {
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
+	waitFor(t, c, func() bool { return len(c.pending) == 5 })
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -48,8 +48,12 @@ func (d *memDevice) scatter(seed uint64, n int) {
 	for range n {
 		off := r.Int64N(d.size)
 		p := make([]byte, min(r.Int64N(200_000)+1, d.size-off))
-		for i := range p {
-			p[i] = byte(r.Uint32()) | 1
+		var pattern [1021]byte // odd, so that no two pages are the same
+		for i := range pattern {
+			pattern[i] = byte(r.Uint32()) | 1
+		}
+		for q := p; len(q) > 0; {
+			q = q[copy(q, pattern[:]):]
 		}
 		d.WriteAt(context.Background(), p, off)
 	}
@@ -260,4 +264,18 @@ func extentsOf(t testing.TB, c *Client, off, length int64) map[string][]told {
 		}
 	}
 	return out
+}
+
+// waitFor waits until cond, which may look at what c.mu guards, is true.
+func waitFor(t testing.TB, c *Client, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		c.mu.Lock()
+		ok := cond()
+		c.mu.Unlock()
+		if ok {
+			return
+		}
+	}
+	t.Fatal("the client does not get there")
 }

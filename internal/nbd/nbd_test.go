@@ -214,6 +214,14 @@ func TestReadOnlyDeviceRefusesChanges(t *testing.T) {
 			t.Errorf("server: %v: %v", cmd, err)
 		}
 	}
+	if err := c.do(ctx, cmdFlush, 0, 0, 0, nil, nil, nil); err != nil {
+		t.Errorf("flush, which has nothing to do: %v", err)
+	}
+	for _, cmd := range []command{cmdFlush, cmdRead, cmdCache} {
+		if err := c.do(ctx, cmd, cmdFlagFUA, 0, 1, make([]byte, 1), nil, nil); !errors.Is(err, EINVAL) {
+			t.Errorf("%v with FUA: %v", cmd, err)
+		}
+	}
 	if err := c.ReadAt(ctx, make([]byte, 10), 0); err != nil {
 		t.Errorf("connection did not survive: %v", err)
 	}
@@ -451,14 +459,7 @@ func TestCancelHungRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	close(release)
-	for len(c.slots) > 0 { // until the late reply was consumed
-		if err := c.ReadAt(testContext(t), q, 4096); err != nil {
-			t.Fatal(err)
-		}
-		if len(c.slots) == 0 {
-			break
-		}
-	}
+	waitFor(t, c, func() bool { return len(c.pending) == 0 }) // the late reply was consumed
 	if !bytes.Equal(p, bytes.Repeat([]byte{0xaa}, 8192)) {
 		t.Error("the late reply was written into a buffer that had been given back")
 	}
@@ -486,6 +487,8 @@ func TestHungServerBoundsInFlight(t *testing.T) {
 		}
 		cancel()
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if n := len(c.pending); n != 3 {
 		t.Errorf("%d requests pending, want 3", n)
 	}

@@ -146,7 +146,10 @@ func (c *conn) check(req request) Errno {
 	}
 	outside := EINVAL
 	switch req.cmd {
-	case cmdFlush:
+	case cmdFlush: // has no range; on a read-only device it does nothing
+		if req.flags&^flags != 0 {
+			return EINVAL
+		}
 		return 0
 	case cmdRead:
 		if c.structured {

@@ -248,37 +248,42 @@ func TestServerSurvivesGarbage(t *testing.T) {
 	})
 }
 
-// scripted is a server made of bytes: it sends head, then each element of tail after a
-// request arrived.
-func scripted(t testing.TB, head []byte, tail ...[]byte) net.Conn {
+// scripted is a server made of bytes: it sends head at once, and replies[i]
+// when it has got i+1 transmission requests; then it hangs up, if there are any.
+func scripted(t testing.TB, head []byte, replies ...[]byte) net.Conn {
 	t.Helper()
 	ours, theirs := net.Pipe()
 	var wg sync.WaitGroup
-	arrived := make(chan struct{}, 1)
+	requests := make(chan struct{}, 100)
 	wg.Go(func() { // swallow what the client sends
+		defer close(requests)
+		var seen []byte
 		b := make([]byte, 4096)
-		for {
-			if _, err := theirs.Read(b); err != nil {
+		for n := 0; ; {
+			k, err := theirs.Read(b)
+			if err != nil {
 				return
 			}
-			select {
-			case arrived <- struct{}{}:
-			default:
+			seen = append(seen, b[:k]...)
+			for ; n < bytes.Count(seen, []byte{0x25, 0x60, 0x95, 0x13}); n++ {
+				requests <- struct{}{}
 			}
 		}
 	})
 	wg.Go(func() {
-		if len(tail) > 0 {
-			defer theirs.Close()
-		}
 		if _, err := theirs.Write(head); err != nil {
 			return
 		}
-		for _, b := range tail {
-			<-arrived
+		for _, b := range replies {
+			if _, ok := <-requests; !ok {
+				return
+			}
 			if _, err := theirs.Write(b); err != nil {
 				return
 			}
+		}
+		if len(replies) > 0 {
+			theirs.Close()
 		}
 	})
 	t.Cleanup(func() { ours.Close(); theirs.Close(); wg.Wait() })
@@ -361,7 +366,7 @@ func TestClientAgainstBrokenReplies(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			contexts := []string{ContextAllocation, ContextDirtyPrefix + "b0"}
-			nc := scripted(t, handshakeBytes(1<<20, contexts...), nil, nil, nil, nil, unhex(t, tc.reply))
+			nc := scripted(t, handshakeBytes(1<<20, contexts...), unhex(t, tc.reply))
 			ctx := testContext(t)
 			c, err := newClient(ctx, nc, ClientConfig{Contexts: contexts, MaxInFlight: 4})
 			if err != nil {
@@ -391,7 +396,7 @@ func TestExtentsOfUnevenContexts(t *testing.T) {
 		return "668e33ef" + flags + "0005" + "00000000000000" + cookie + hex.EncodeToString(binary.BigEndian.AppendUint32(nil, uint32(n))) + id + rest
 	}
 	contexts := []string{ContextAllocation, ContextDirtyPrefix + "b0"}
-	nc := scripted(t, handshakeBytes(0x3000, contexts...), nil, nil, nil, nil,
+	nc := scripted(t, handshakeBytes(0x3000, contexts...),
 		unhex(t, chunk("0000", "01", "00000001", "00001000 00000003")+chunk("0001", "01", "00000002", "00001800 00000001 00000100 00000000")),
 		unhex(t, chunk("0000", "02", "00000002", "00000900 00000000 10000000 00000001")+chunk("0001", "02", "00000001", "ffffffff 00000000")))
 	c, err := newClient(testContext(t), nc, ClientConfig{Contexts: contexts, MaxInFlight: 4})
@@ -453,11 +458,10 @@ func TestClientAgainstBrokenNegotiation(t *testing.T) {
 		"block size vast":        {join(withMeta, block(1<<20, 1<<20, 1<<30), goAck), ErrProtocol},
 		"block size upside down": {join(withMeta, block(512, 4096, 256), goAck), ErrProtocol},
 		"go: no export":          {join(withMeta, appendOptReply(nil, optGo, repErrUnknown, []byte("gone"))), ErrNoSuchExport},
-		"hang up":                {sr, io.EOF},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			nc := scripted(t, tc.bytes, nil)
+			nc := scripted(t, tc.bytes)
 			c, err := newClient(testContext(t), nc, ClientConfig{Contexts: []string{"a:b"}, MaxInFlight: 4})
 			if err == nil {
 				c.Close()
@@ -476,34 +480,22 @@ func TestCancelWhileDataArrives(t *testing.T) {
 	partial := unhex(t, "668e33ef 0001 0001 0000000000000001 00000018 0000000000000000 4141")
 	ours, theirs := net.Pipe()
 	defer theirs.Close()
-	sent := make(chan struct{})
-	go func() {
-		go io.Copy(io.Discard, theirs)
-		theirs.Write(handshakeBytes(1 << 20))
-		theirs.Write(partial)
-		close(sent)
-	}()
+	go io.Copy(io.Discard, theirs)
+	go theirs.Write(handshakeBytes(1 << 20))
 	c, err := newClient(testContext(t), ours, ClientConfig{MaxInFlight: 4})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
 	ctx, cancel := context.WithCancel(context.Background())
-	// The reply is to cookie 1, whether it is asked for yet or not: hold it back.
 	got := make(chan error, 1)
 	p := make([]byte, 16)
 	go func() { got <- c.ReadAt(ctx, p, 0) }()
-	<-sent
-	for {
-		c.mu.Lock()
-		cl := c.pending[1]
-		filling := cl != nil && cl.filling
-		c.mu.Unlock()
-		if filling {
-			break
-		}
-		time.Sleep(time.Millisecond)
+	waitFor(t, c, func() bool { return c.pending[1] != nil })
+	if _, err := theirs.Write(partial); err != nil {
+		t.Fatal(err)
 	}
+	waitFor(t, c, func() bool { return c.pending[1] != nil && c.pending[1].filling })
 	cancel()
 	if err := <-got; !errors.Is(err, context.Canceled) {
 		t.Error(err)

@@ -61,7 +61,7 @@ func (v *Vault) scenarios() map[string]scenario {
 
 func (v *Vault) handlers() map[string]job.Handler {
 	out := map[string]job.Handler{}
-	for kind, sc := range v.scenarios() {
+	for kind, sc := range v.kinds {
 		for _, s := range append(slices.Clone(sc.steps), sc.onFail...) {
 			out[kind+"/"+s.name] = s.run
 		}
@@ -99,7 +99,7 @@ func (v *Vault) quickIn(ctx context.Context, tx *sql.Tx, id string, q quickJob) 
 		}
 	}
 	_, err := v.engine.Submit(ctx, tx, job.Spec{ID: id, Kind: q.kind, TargetType: q.targetType, TargetName: q.target, By: q.by,
-		Steps: specs(v.scenarios()[q.kind].steps), Meta: map[string]string{metaTarget: q.targetID, metaItem: string(q.item)}})
+		Steps: specs(v.kinds[q.kind].steps), Meta: map[string]string{metaTarget: q.targetID, metaItem: string(q.item)}})
 	return err
 }
 
@@ -110,7 +110,7 @@ func lockMakeLocal(it dr.ItemID) string { return "local:" + string(it) }
 
 // submitItem submits a job of an item under a lock key.
 func (v *Vault) submitItem(ctx context.Context, tx *sql.Tx, id, kind, lock string, it vaultdb.Item, input any, by string) error {
-	sc := v.scenarios()[kind]
+	sc := v.kinds[kind]
 	_, err := v.engine.Submit(ctx, tx, job.Spec{ID: id, Kind: kind, Item: lock, TargetType: "ProtectionEntity", TargetName: it.VMName, By: by,
 		Input: input, Steps: specs(sc.steps), OnFail: specs(sc.onFail), Meta: map[string]string{metaTarget: string(it.ID), metaItem: string(it.ID)}})
 	return err

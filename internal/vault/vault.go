@@ -133,6 +133,7 @@ type Vault struct {
 	store  *store.Store
 	keys   *store.Keyring
 	hasher *authn.Hasher
+	kinds  map[string]scenario
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -142,14 +143,10 @@ type Vault struct {
 	ca        *authn.CA
 	cert      *tls.Certificate
 	bootstrap *Bootstrap
-	began     time.Time             // when Start ended
-	inventory map[dr.AgentID]bool   // sent one since this process started
-	refused   map[string]refusal    // enrolment and sign-in failures, for the log's sake
-	full      time.Time             // last complete reconciliation
-	closed    bool
+	began     time.Time           // when Start ended
+	inventory map[dr.AgentID]bool // sent one since this process started
+	full      time.Time           // last complete reconciliation
 }
-
-type refusal struct{ at time.Time }
 
 // New checks the configuration and makes a vault; it does no I/O.
 func New(cfg Config) (*Vault, error) {
@@ -161,6 +158,7 @@ func New(cfg Config) (*Vault, error) {
 	v := &Vault{cfg: cfg, db: cfg.DB, log: cfg.Log, keys: keys, store: store.New(store.Config{Bucket: cfg.Bucket, Keys: keys}),
 		hasher: authn.NewHasher(2), inventory: map[dr.AgentID]bool{}}
 	v.ctx, v.cancel = context.WithCancel(context.Background())
+	v.kinds = v.scenarios()
 	ec := cfg.Engine
 	ec.DB, ec.Log, ec.Handlers, ec.OnFinal = cfg.DB, cfg.Log, v.handlers(), v.finals()
 	engine, err := job.New(ec)

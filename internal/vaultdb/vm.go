@@ -130,11 +130,3 @@ func UnseeVMs(ctx context.Context, q sqldb.Querier, agent dr.AgentID, at time.Ti
 	_, err := exec(ctx, q, "forget VMs", "delete from vm_seen where agent = $1 and at < $2", agent, sqldb.Micros(at))
 	return err
 }
-
-// AgentHasVM reports whether an agent's host has a VM of this id, owned or only seen.
-func AgentHasVM(ctx context.Context, q sqldb.Querier, agent dr.AgentID, vm dr.VMID) (bool, error) {
-	var n int
-	err := q.QueryRowContext(ctx, `select (select count(*) from vm where agent = $1 and id = $2 and gone = 0) +
-		(select count(*) from vm_seen where agent = $1 and vm = $2)`, agent, vm).Scan(&n)
-	return n > 0, fail("look for VM", err)
-}

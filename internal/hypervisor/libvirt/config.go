@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"holdfast/internal/hypervisor/libvirt/internal/cutting"
+	"holdfast/internal/hypervisor/libvirt/internal/virt"
 )
 
 // Config of a host connection. Zero durations and sizes mean their defaults.
@@ -49,11 +52,11 @@ const maxSocketPath = 107
 // Validate reports the first setting that can't be used.
 func (c Config) Validate() error {
 	switch {
-	case c.URI != "" && c.URI != uriSystem && c.URI != uriSession:
-		return fmt.Errorf("libvirt: URI %q is neither %s nor %s", c.URI, uriSystem, uriSession)
+	case c.URI != "" && c.URI != virt.URISystem && c.URI != virt.URISession:
+		return fmt.Errorf("libvirt: URI %q is neither %s nor %s", c.URI, virt.URISystem, virt.URISession)
 	case !filepath.IsAbs(c.Dir) || filepath.Clean(c.Dir) == string(filepath.Separator):
 		return fmt.Errorf("libvirt: product directory %q is not an absolute path of its own", c.Dir)
-	case len(filepath.Join(c.Dir, cutsDir, "0123456789ab-0123456789ab", socketName)) > maxSocketPath:
+	case len(cutting.SampleSocket(c.Dir)) > maxSocketPath:
 		return fmt.Errorf("libvirt: product directory %q is too long for the paths of unix sockets (%d bytes at most)", c.Dir, maxSocketPath)
 	case strings.ContainsAny(c.Dir, "\n\r\t,"):
 		return fmt.Errorf("libvirt: product directory %q contains a character that QEMU does not take", c.Dir)
@@ -65,19 +68,11 @@ func (c Config) Validate() error {
 	return nil
 }
 
-const (
-	uriSystem  = "qemu:///system"
-	uriSession = "qemu:///session"
-
-	cutsDir    = "cut"
-	bootDir    = "boot"
-	freezeDir  = "freezing"
-	socketName = "nbd.sock"
-)
+const bootDir = "boot"
 
 func (c Config) withDefaults() Config {
 	if c.URI == "" {
-		c.URI = uriSystem
+		c.URI = virt.URISystem
 	}
 	if c.ScratchReserve == 0 {
 		c.ScratchReserve = 1 << 30
@@ -108,7 +103,7 @@ func (c Config) sockets() []string {
 		return []string{c.Socket}
 	}
 	var dirs []string
-	if c.URI == uriSystem {
+	if c.URI == virt.URISystem {
 		dirs = []string{"/run/libvirt", "/var/run/libvirt"}
 	} else {
 		if d := os.Getenv("XDG_RUNTIME_DIR"); d != "" {
@@ -120,7 +115,7 @@ func (c Config) sockets() []string {
 	}
 	var list []string
 	for _, d := range dirs {
-		list = append(list, filepath.Join(d, "libvirt-sock"), filepath.Join(d, modularSocket))
+		list = append(list, filepath.Join(d, "libvirt-sock"), filepath.Join(d, virt.ModularSocket))
 	}
 	return list
 }

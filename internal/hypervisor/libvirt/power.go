@@ -8,16 +8,17 @@ import (
 
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
+	"holdfast/internal/hypervisor/libvirt/internal/virt"
 )
 
 // State of a VM. A guest that crashed and whose process was kept for a look
 // counts as paused.
 func (h *Host) State(ctx context.Context, id dr.VMID) (hypervisor.PowerState, error) {
-	dom, err := h.find(ctx, "State", id)
+	dom, err := h.virt.Find(ctx, "State", id)
 	if err != nil {
 		return "", err
 	}
-	s, err := h.state(ctx, "State", dom)
+	s, err := h.virt.State(ctx, "State", dom)
 	if err != nil {
 		return "", err
 	}
@@ -33,34 +34,35 @@ func (h *Host) State(ctx context.Context, id dr.VMID) (hypervisor.PowerState, er
 // Start a VM, or resume it if it is paused. Idempotent.
 func (h *Host) Start(ctx context.Context, id dr.VMID) error {
 	const op = "Start"
-	dom, err := h.find(ctx, op, id)
+	dom, err := h.virt.Find(ctx, op, id)
 	if err != nil {
 		return err
 	}
-	unlock, err := h.lock(ctx, op, id)
+	unlock, err := h.virt.Lock(ctx, op, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	return h.start(ctx, op, dom)
+	return start(ctx, h.virt, op, dom)
 }
 
-func (h *Host) start(ctx context.Context, op string, dom golibvirt.Domain) error {
-	s, err := h.state(ctx, op, dom)
+// start starts or resumes a domain; nothing if it runs.
+func start(ctx context.Context, c *virt.Client, op string, dom golibvirt.Domain) error {
+	s, err := c.State(ctx, op, dom)
 	if err != nil {
 		return err
 	}
 	switch s {
 	case golibvirt.DomainShutoff:
-		err = h.call(ctx, op, "start VM "+dom.Name, func(c *conn) error { return c.DomainCreate(dom) })
-		if err != nil && answered(err) {
-			if now, serr := h.state(ctx, op, dom); serr == nil && active(now) {
+		err = c.Call(ctx, op, "start VM "+dom.Name, func(l *virt.Conn) error { return l.DomainCreate(dom) })
+		if err != nil && virt.Answered(err) {
+			if now, serr := c.State(ctx, op, dom); serr == nil && virt.Active(now) {
 				return nil // somebody else was faster
 			}
 		}
 		return err
 	case golibvirt.DomainPaused:
-		return h.call(ctx, op, "resume VM "+dom.Name, func(c *conn) error { return c.DomainResume(dom) })
+		return c.Call(ctx, op, "resume VM "+dom.Name, func(l *virt.Conn) error { return l.DomainResume(dom) })
 	}
 	return nil
 }
@@ -70,13 +72,13 @@ func (h *Host) start(ctx context.Context, op string, dom golibvirt.Domain) error
 func (h *Host) Shutdown(ctx context.Context, id dr.VMID) error {
 	const op = "Shutdown"
 	const again = 10 * time.Second
-	dom, err := h.find(ctx, op, id)
+	dom, err := h.virt.Find(ctx, op, id)
 	if err != nil {
 		return err
 	}
 	var asked time.Time
 	for {
-		s, err := h.state(ctx, op, dom)
+		s, err := h.virt.State(ctx, op, dom)
 		if dr.CodeOf(err) == dr.CodeVMNotFound {
 			return nil // a transient VM is gone once it is off
 		}
@@ -88,7 +90,7 @@ func (h *Host) Shutdown(ctx context.Context, id dr.VMID) error {
 				return dr.New(dr.KindUnavailable, dr.CodeShutdownTimeout, "libvirt."+op, "VM %s is paused or crashed and can't shut down", dom.Name)
 			}
 			if time.Since(asked) > again {
-				err = h.call(ctx, op, "ask VM "+dom.Name+" to shut down", func(c *conn) error { return c.DomainShutdownFlags(dom, 0) })
+				err = h.virt.Call(ctx, op, "ask VM "+dom.Name+" to shut down", func(c *virt.Conn) error { return c.DomainShutdownFlags(dom, 0) })
 				if err == nil {
 					asked = time.Now()
 				}
@@ -97,7 +99,7 @@ func (h *Host) Shutdown(ctx context.Context, id dr.VMID) error {
 		if err != nil && ctx.Err() == nil && dr.CodeOf(err) != dr.CodeVMNotRunning {
 			return err
 		}
-		if err := sleep(ctx, 200*time.Millisecond); err != nil {
+		if err := virt.Sleep(ctx, 200*time.Millisecond); err != nil {
 			return dr.New(dr.KindUnavailable, dr.CodeShutdownTimeout, "libvirt."+op, "VM %s did not shut down in time: %w", dom.Name, err)
 		}
 	}
@@ -107,32 +109,33 @@ func (h *Host) Shutdown(ctx context.Context, id dr.VMID) error {
 // it is killed only if it does not end.
 func (h *Host) Destroy(ctx context.Context, id dr.VMID) error {
 	const op = "Destroy"
-	dom, err := h.find(ctx, op, id)
+	dom, err := h.virt.Find(ctx, op, id)
 	if err != nil {
 		return err
 	}
-	unlock, err := h.lock(ctx, op, id)
+	unlock, err := h.virt.Lock(ctx, op, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	return h.destroy(ctx, op, dom)
+	return destroy(ctx, h.virt, op, dom)
 }
 
-func (h *Host) destroy(ctx context.Context, op string, dom golibvirt.Domain) error {
-	s, err := h.state(ctx, op, dom)
-	if err != nil || !active(s) {
+// destroy cuts a domain's power; nothing if it is off.
+func destroy(ctx context.Context, c *virt.Client, op string, dom golibvirt.Domain) error {
+	s, err := c.State(ctx, op, dom)
+	if err != nil || !virt.Active(s) {
 		return err
 	}
-	err = h.call(ctx, op, "cut the power of VM "+dom.Name, func(c *conn) error {
-		err := c.DomainDestroyFlags(dom, golibvirt.DomainDestroyGraceful)
-		if answered(err) && !isCode(err, golibvirt.ErrNoDomain, golibvirt.ErrOperationInvalid) {
-			err = c.DomainDestroyFlags(dom, 0)
+	err = c.Call(ctx, op, "cut the power of VM "+dom.Name, func(l *virt.Conn) error {
+		err := l.DomainDestroyFlags(dom, golibvirt.DomainDestroyGraceful)
+		if virt.Answered(err) && !virt.IsCode(err, golibvirt.ErrNoDomain, golibvirt.ErrOperationInvalid) {
+			err = l.DomainDestroyFlags(dom, 0)
 		}
 		return err
 	})
-	if answered(err) {
-		if now, serr := h.state(ctx, op, dom); serr == nil && !active(now) || dr.CodeOf(serr) == dr.CodeVMNotFound {
+	if virt.Answered(err) {
+		if now, serr := c.State(ctx, op, dom); serr == nil && !virt.Active(now) || dr.CodeOf(serr) == dr.CodeVMNotFound {
 			return nil
 		}
 	}

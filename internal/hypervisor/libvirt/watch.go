@@ -7,6 +7,7 @@ import (
 	golibvirt "github.com/digitalocean/go-libvirt"
 
 	"holdfast/internal/hypervisor"
+	"holdfast/internal/hypervisor/libvirt/internal/virt"
 )
 
 // Watch reports the life of domains. It connects by itself again and again;
@@ -24,7 +25,7 @@ func (h *Host) Watch(ctx context.Context, fn func(hypervisor.Event)) error {
 		if time.Since(began) > longest {
 			pause = 100 * time.Millisecond
 		}
-		if sleep(ctx, pause) != nil {
+		if virt.Sleep(ctx, pause) != nil {
 			return nil
 		}
 		pause = min(2*pause, longest)
@@ -33,17 +34,17 @@ func (h *Host) Watch(ctx context.Context, fn func(hypervisor.Event)) error {
 
 // watchOnce reports events until the connection or ctx ends.
 func (h *Host) watchOnce(ctx context.Context, fn func(hypervisor.Event), again bool) error {
-	c, err := h.main.dial(ctx)
+	c, err := h.virt.Dial(ctx)
 	if err != nil {
 		return err
 	}
-	defer c.raw.Close()
+	defer c.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var events <-chan golibvirt.DomainEventLifecycleMsg
 	limit, stop := context.WithTimeout(ctx, h.cfg.CallTimeout)
 	defer stop()
-	if err := c.guard(limit, func() (err error) {
+	if err := c.Guard(limit, func() (err error) {
 		events, err = c.LifecycleEvents(ctx)
 		return err
 	}); err != nil {
@@ -55,7 +56,7 @@ func (h *Host) watchOnce(ctx context.Context, fn func(hypervisor.Event), again b
 	for {
 		select {
 		case <-ctx.Done():
-			_ = c.raw.Close()
+			c.Close()
 			for range events { // its goroutine blocks if nobody reads
 			}
 			return ctx.Err()
@@ -64,7 +65,7 @@ func (h *Host) watchOnce(ctx context.Context, fn func(hypervisor.Event), again b
 				return golibvirt.ErrInterrupted
 			}
 			if kind := eventKind(e); kind != "" {
-				fn(hypervisor.Event{VM: vmID(e.Dom.UUID), Kind: kind})
+				fn(hypervisor.Event{VM: virt.ID(e.Dom.UUID), Kind: kind})
 			}
 		}
 	}

@@ -111,11 +111,10 @@ func (v *VM) admit(h *Host, req hypervisor.CutRequest) error {
 	return nil
 }
 
-// endStale ends an open job of an earlier agent process and deletes its
-// token, which nobody can be counting on: its cut was never ended.
+// endStale ends an open job of an earlier agent process. Its token stays: the
+// cut may have been spooled in full before the agent died.
 func (v *VM) endStale() {
 	v.job.broken = true
-	delete(v.tokens, v.job.info.Token)
 	v.job = nil
 }
 

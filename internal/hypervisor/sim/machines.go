@@ -56,11 +56,13 @@ func (h *Host) Shutdown(ctx context.Context, id dr.VMID) (err error) {
 		return err
 	}
 	v.mu.Lock()
-	off, deaf := v.power == hypervisor.PowerOff, v.deaf || v.power == hypervisor.PowerPaused
+	power, deaf := v.power, v.deaf
 	v.mu.Unlock()
 	switch {
-	case off:
+	case power == hypervisor.PowerOff:
 		return nil
+	case power == hypervisor.PowerPaused:
+		return dr.New(dr.KindUnavailable, dr.CodeShutdownTimeout, "sim.Shutdown", "VM %s is paused and can't shut down", v.info.Name)
 	case deaf:
 		<-ctx.Done()
 		return dr.New(dr.KindUnavailable, dr.CodeShutdownTimeout, "sim.Shutdown", "VM %s did not shut down in time: %w", v.info.Name, ctx.Err())

@@ -8,5 +8,9 @@ import (
 
 // dialNBD connects to an export of a unix socket.
 func dialNBD(ctx context.Context, socket, export string) (Remote, error) {
-	return nbd.Dial(ctx, nbd.ClientConfig{Network: "unix", Address: socket, Export: export})
+	c, err := nbd.Dial(ctx, nbd.ClientConfig{Network: "unix", Address: socket, Export: export})
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }

@@ -353,8 +353,8 @@ func (b *Bucket) taken(key string) error {
 
 // receive writes a body to a new file in tmp/, checks and syncs it, and returns
 // its name. On failure the file is gone.
-func (b *Bucket) receive(ctx context.Context, r io.Reader, size int64, sum *[32]byte) (temp string, err error) {
-	temp = path.Join(tmpDir, strings.ToLower(rand.Text()))
+func (b *Bucket) receive(ctx context.Context, r io.Reader, size int64, sum *[32]byte) (_ string, err error) {
+	temp := path.Join(tmpDir, strings.ToLower(rand.Text()))
 	f, err := b.root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return "", b.aliveOr(err)
@@ -482,16 +482,15 @@ func (b *Bucket) link(temp, name string) error {
 	// A directory can vanish only by an operator's hand; then what is known
 	// about it is forgotten and it is made once more.
 	for range 2 {
-		if err = b.settle(dir, true); err != nil {
-			if isNotDir(err) {
-				return fmt.Errorf("%w: a leading part of it is an object: %w", objstore.ErrInvalidKey, err)
+		if err = b.settle(dir, true); err == nil {
+			if err = b.step("settled"); err != nil {
+				return err
 			}
-			return err
+			err = b.root.Link(temp, name)
 		}
-		if err = b.step("settled"); err != nil {
-			return err
+		if err != nil && isNotDir(err) {
+			return fmt.Errorf("%w: a leading part of it is an object: %w", objstore.ErrInvalidKey, err)
 		}
-		err = b.root.Link(temp, name)
 		if !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

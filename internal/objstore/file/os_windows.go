@@ -16,7 +16,8 @@ const (
 )
 
 func isNoSpace(err error) bool {
-	return errors.Is(err, errorDiskFull) || errors.Is(err, errorHandleDiskFull) || errors.Is(err, errorDiskQuota)
+	return errors.Is(err, errorDiskFull) || errors.Is(err, errorHandleDiskFull) || errors.Is(err, errorDiskQuota) ||
+		errors.Is(err, syscall.ENOSPC)
 }
 
 func isReadOnly(err error) bool { return errors.Is(err, errorWriteProtect) }

@@ -441,23 +441,30 @@ type timedBody struct {
 	r     io.Reader
 	ctl   *http.ResponseController
 	stall time.Duration
+	ended bool  // io.EOF was seen
 	err   error // other than io.EOF
 }
 
 func (b *timedBody) Read(p []byte) (int, error) {
 	_ = b.ctl.SetReadDeadline(time.Now().Add(b.stall)) // not every writer has deadlines
 	n, err := b.r.Read(p)
-	if err != nil {
+	if errors.Is(err, io.EOF) {
 		// With the body read, an old deadline would end the request while the
 		// bucket is still syncing.
-		b.release()
-	}
-	if err != nil && !errors.Is(err, io.EOF) {
+		b.ended = true
+		_ = b.ctl.SetReadDeadline(time.Time{})
+	} else if err != nil {
 		b.err = err
 	}
 	return n, err
 }
 
-func (b *timedBody) release() { _ = b.ctl.SetReadDeadline(time.Time{}) }
+// release leaves a deadline for what the server itself still reads of a body
+// that nobody wanted; the server clears it before the next request.
+func (b *timedBody) release() {
+	if !b.ended && b.err == nil {
+		_ = b.ctl.SetReadDeadline(time.Now().Add(b.stall))
+	}
+}
 
 func (b *timedBody) drain(limit int64) { _, _ = io.CopyN(io.Discard, b, limit) }

@@ -413,20 +413,12 @@ func (b *body) Read(p []byte) (int, error) {
 		}
 		b.broken++
 		if b.broken >= b.r.c.Attempts {
-			return 0, b.call.fail(objstore.ErrUnavailable, fmt.Errorf("the body broke off at %d: %w", b.off, noEOF(err)))
+			return 0, b.call.fail(objstore.ErrUnavailable, fmt.Errorf("the body broke off at %d: %w", b.off, err))
 		}
 		if err := b.r.wait(b.ctx, b.broken, 0); err != nil {
 			return 0, b.call.fail(nil, err)
 		}
 	}
-}
-
-// noEOF keeps io.EOF out of an error that must not look like the end.
-func noEOF(err error) error {
-	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
-	}
-	return err
 }
 
 func (b *body) drop() {

@@ -65,6 +65,15 @@ var (
 
 var b64 = base64.RawURLEncoding.Strict()
 
+// decode64 accepts only what b64 itself writes: the decoder skips line breaks,
+// which would give one signature many spellings.
+func decode64(text string) ([]byte, error) {
+	if strings.ContainsAny(text, "\r\n") {
+		return nil, ErrBadSignature
+	}
+	return b64.DecodeString(text)
+}
+
 // SignerConfig configures a Signer.
 type SignerConfig struct {
 	BaseURL  string           // as clients reach the handler, without /store/v1; https, or http for tests
@@ -195,7 +204,7 @@ func (s *Signer) verifyPut(key string, q url.Values) (putClaims, error) {
 		return c, ErrBadSignature
 	}
 	copy(c.sum[:], sum)
-	sig, err := b64.DecodeString(q.Get("sig"))
+	sig, err := decode64(q.Get("sig"))
 	if err != nil || !s.check(sig, c.text()) {
 		return c, ErrBadSignature
 	}
@@ -208,11 +217,11 @@ func (s *Signer) verifyTicket(ticket string) (prefix string, err error) {
 	if !ok || len(ticket) > 2048 {
 		return "", ErrBadSignature
 	}
-	claims, err := b64.DecodeString(encoded)
+	claims, err := decode64(encoded)
 	if err != nil {
 		return "", ErrBadSignature
 	}
-	sig, err := b64.DecodeString(sigText)
+	sig, err := decode64(sigText)
 	if err != nil || !s.check(sig, string(claims)) {
 		return "", ErrBadSignature
 	}

@@ -107,7 +107,8 @@ func newClient(rt http.RoundTripper) *http.Client {
 
 // Put sends size bytes of body to a signed URL with the headers that came with
 // it, and with Content-Length. If no header carries a digest of the body, one
-// is computed and sent as Content-Digest. body is not read after Put returned. The error is nil exactly if the
+// is computed and sent as Content-Digest. body is not read after Put has
+// returned, so a read of it that hangs makes Put hang. The error is nil exactly if the
 // outcome is Created or MaybeExists, and otherwise an *UploadError.
 func (u *Uploader) Put(ctx context.Context, signedURL string, headers map[string]string, body io.ReaderAt, size int64) (Outcome, error) {
 	target := objstore.SignedURL{URL: signedURL}.String()
@@ -329,7 +330,15 @@ func (w *watch) explain(err error) error {
 	}
 	var e *url.Error
 	if errors.As(err, &e) {
-		return e.Err
+		err = e.Err
+	}
+	return noEOF(err)
+}
+
+// noEOF keeps io.EOF out of an error that must not look like a proper end.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
 	}
 	return err
 }

@@ -1,0 +1,144 @@
+package agent
+
+import (
+	"context"
+	"reflect"
+	"time"
+
+	"holdfast/internal/agentapi"
+	"holdfast/internal/dr"
+	"holdfast/internal/hypervisor"
+)
+
+// statusLoop tells the vault how replication stands, when it has changed and from time to time.
+func (a *Agent) statusLoop(ctx context.Context) {
+	var last []agentapi.ItemStatus
+	var sent time.Time
+	for {
+		a.mu.Lock()
+		every := a.statusEvery
+		a.mu.Unlock()
+		if sleep(ctx, every) != nil {
+			return
+		}
+		now := a.replicas.status()
+		if len(now) == 0 && len(last) == 0 || reflect.DeepEqual(now, last) && time.Since(sent) < a.cfg.pace.statusRefresh {
+			continue
+		}
+		if err := a.client.Status(ctx, agentapi.StatusRequest{Items: now}); err != nil {
+			a.log.Debug("status not sent", "err", err) // the poll loop reports trouble with the vault
+			continue
+		}
+		last, sent = now, time.Now()
+	}
+}
+
+// wantInventory asks for an inventory soon.
+func (a *Agent) wantInventory() {
+	select {
+	case a.want <- struct{}{}:
+	default:
+	}
+}
+
+// inventoryLoop sends the inventory when it is wanted and from time to time.
+func (a *Agent) inventoryLoop(ctx context.Context) {
+	var pause backoff
+	wait := a.cfg.pace.inventory
+	for ctx.Err() == nil {
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-a.want:
+			t.Stop()
+			if sleep(ctx, a.cfg.pace.settle) != nil { // one event seldom comes alone
+				return
+			}
+			select {
+			case <-a.want:
+			default:
+			}
+		case <-t.C:
+		}
+		if err := a.sendInventory(ctx); err != nil && ctx.Err() == nil {
+			if pause.n == 0 {
+				a.log.Warn("inventory not sent; it is tried again", "err", err, "hint", dr.HintOf(err))
+			}
+			wait = min(pause.next(), a.cfg.pace.inventory)
+			continue
+		}
+		wait, pause = a.cfg.pace.inventory, backoff{}
+	}
+}
+
+// hostTimeout bounds the questions to the hypervisor for one inventory.
+const hostTimeout = 2 * time.Minute
+
+func (a *Agent) sendInventory(ctx context.Context) error {
+	a.inventoryMu.Lock()
+	defer a.inventoryMu.Unlock()
+	hctx, cancel := context.WithTimeout(ctx, hostTimeout)
+	defer cancel()
+	info, err := a.cfg.Host.Info(hctx)
+	if err != nil {
+		return err
+	}
+	vms, err := a.cfg.Host.Inventory(hctx)
+	if err != nil {
+		return err
+	}
+	networks, err := a.cfg.Host.Networks(hctx)
+	if err != nil {
+		return err
+	}
+	r := agentapi.InventoryRequest{Host: info.Name, Hypervisor: info.Hypervisor, VMs: []agentapi.VM{}}
+	for _, vm := range vms {
+		r.VMs = append(r.VMs, wireVM(vm))
+	}
+	for _, n := range networks {
+		r.Networks = append(r.Networks, agentapi.Network{Name: n.Name, Isolated: n.Isolated, Active: n.Active})
+	}
+	return a.client.Inventory(ctx, r)
+}
+
+func wireVM(vm dr.VM) agentapi.VM {
+	out := agentapi.VM{ID: string(vm.ID), Name: vm.Name, Running: vm.Running, Generation: vm.Generation, CPUs: vm.CPUs, MemoryMB: vm.MemoryMB, OSType: vm.OSType, Disks: []agentapi.Disk{}}
+	for _, d := range vm.Disks {
+		out.Disks = append(out.Disks, agentapi.Disk{ID: d.ID, Path: d.Path, Format: d.Format, Size: d.Size, Boot: d.Boot, Shared: d.Shared,
+			PassThru: d.PassThru, Unreplicatable: d.Unreplicatable})
+	}
+	for _, n := range vm.NICs {
+		out.NICs = append(out.NICs, agentapi.NIC{ID: n.ID, MAC: n.MAC, Network: n.Network, Type: n.Type, IPs: n.IPs})
+	}
+	return out
+}
+
+// watchLoop turns the hypervisor's events into looks at what changed.
+func (a *Agent) watchLoop(ctx context.Context) {
+	var pause backoff
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := a.cfg.Host.Watch(ctx, func(e hypervisor.Event) {
+			switch e.Kind {
+			case "job": // our own backup jobs, mostly
+				return
+			case "started", "stopped", "crashed", "reconnected":
+				a.replicas.kick(e.VM)
+			}
+			a.wantInventory()
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > time.Minute {
+			pause = backoff{}
+		}
+		a.log.Warn("the hypervisor's events are not heard; they are subscribed again", "err", err, "hint", dr.HintOf(err))
+		a.wantInventory() // what happened meanwhile
+		if sleep(ctx, pause.next()) != nil {
+			return
+		}
+	}
+}

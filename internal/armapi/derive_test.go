@@ -1,0 +1,268 @@
+package armapi
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"holdfast/internal/dr"
+)
+
+var (
+	allProtection = []dr.Protection{dr.Enabling, dr.InitialReplication, dr.Protected, dr.Disabling, dr.EnableFailed}
+	allFailover   = []dr.Failover{dr.FailoverNone, dr.FailoverInProgress, dr.FailoverCommitPending, dr.FailoverCommitted, dr.FailoverCancelling, dr.FailoverFailed}
+	allTest       = []dr.TestFailover{dr.TestNone, dr.TestRunning, dr.TestWaiting, dr.TestCleaning, dr.TestFailed}
+)
+
+// TestProtectionStateTable spells out every combination of the two axes.
+func TestProtectionStateTable(t *testing.T) {
+	t.Parallel()
+	// Columns: none, inProgress, commitPending, committed, cancelling, failed.
+	const inProgress, pending, committed, cancelling = "FailoverInProgress", "FailoverCommitPending", "FailoverCommitted", "CancelFailoverInProgress"
+	table := map[dr.Protection][6]string{
+		dr.Enabling:           {"EnablingProtection", inProgress, pending, committed, cancelling, "EnablingProtection"},
+		dr.InitialReplication: {"InitialReplicationInProgress", inProgress, pending, committed, cancelling, "InitialReplicationInProgress"},
+		dr.Protected:          {"Protected", inProgress, pending, committed, cancelling, "Protected"},
+		dr.Disabling:          {"DisablingProtection", "DisablingProtection", "DisablingProtection", "DisablingProtection", "DisablingProtection", "DisablingProtection"},
+		dr.EnableFailed:       {"EnablingFailed", inProgress, pending, committed, cancelling, "EnablingFailed"},
+	}
+	for _, p := range allProtection {
+		for i, f := range allFailover {
+			got, description := protectionState(p, f)
+			if got != table[p][i] {
+				t.Errorf("%s, %s: %s, want %s", p, f, got, table[p][i])
+			}
+			if description == "" {
+				t.Errorf("%s, %s: no description", p, f)
+			}
+		}
+	}
+	if got, _ := protectionState("new axis value", dr.FailoverNone); got != "Unknown" {
+		t.Errorf("unknown axis value: %s", got)
+	}
+}
+
+func TestTestFailoverStateTable(t *testing.T) {
+	t.Parallel()
+	want := map[dr.TestFailover]string{dr.TestNone: "None", dr.TestRunning: "InProgress", dr.TestWaiting: "WaitingForCompletion", dr.TestCleaning: "MarkedForDeletion", dr.TestFailed: "Failed", "": "None"}
+	for in, w := range want {
+		if got, _ := testFailoverState(in); got != w {
+			t.Errorf("%q: %s, want %s", in, got, w)
+		}
+	}
+}
+
+// TestAllowedOperationsTable checks all 150 combinations against the documented
+// lines, written here a second time and independently as short codes.
+func TestAllowedOperationsTable(t *testing.T) {
+	t.Parallel()
+	short := map[string]string{opPlanned: "p", opUnplanned: "u", opTest: "t", opCleanup: "c", opCommit: "C", opCancel: "x", opChange: "P", opRepair: "r", opDisable: "d"}
+	want := func(p dr.Protection, f dr.Failover, x dr.TestFailover) string {
+		left := ""
+		if x == dr.TestWaiting || x == dr.TestFailed {
+			left = "c"
+		}
+		if p == dr.Disabling || f == dr.FailoverCancelling {
+			return ""
+		}
+		switch f {
+		case dr.FailoverInProgress:
+			return "x"
+		case dr.FailoverCommitPending:
+			return "CPxd" + left
+		case dr.FailoverCommitted:
+			return "d" + left
+		}
+		if p != dr.Protected {
+			return "d" + left
+		}
+		return map[dr.TestFailover]string{dr.TestNone: "putrd", dr.TestRunning: "pu", dr.TestCleaning: "pu", dr.TestWaiting: "pucrd", dr.TestFailed: "pucrd"}[x]
+	}
+	n := 0
+	for _, p := range allProtection {
+		for _, f := range allFailover {
+			for _, x := range allTest {
+				n++
+				var got strings.Builder
+				for _, op := range AllowedOperations(p, f, x) {
+					got.WriteString(short[op])
+				}
+				if got.String() != want(p, f, x) {
+					t.Errorf("%s, %s, %s: %q, want %q", p, f, x, got.String(), want(p, f, x))
+				}
+			}
+		}
+	}
+	if n != 150 {
+		t.Errorf("%d combinations", n)
+	}
+}
+
+// TestOperationsNeverContradict checks rules that must hold whatever the table says.
+func TestOperationsNeverContradict(t *testing.T) {
+	t.Parallel()
+	for _, p := range allProtection {
+		for _, f := range allFailover {
+			for _, x := range allTest {
+				ops := AllowedOperations(p, f, x)
+				has := func(op string) bool { return slices.Contains(ops, op) }
+				if has(opTest) && x != dr.TestNone {
+					t.Errorf("%s, %s, %s: a second test failover is allowed", p, f, x)
+				}
+				if (has(opUnplanned) || has(opPlanned) || has(opTest)) && p != dr.Protected {
+					t.Errorf("%s, %s, %s: a failover without a recovery point is allowed", p, f, x)
+				}
+				if has(opCommit) != (f == dr.FailoverCommitPending && p != dr.Disabling) {
+					t.Errorf("%s, %s, %s: commit is %v", p, f, x, has(opCommit))
+				}
+				if p == dr.Protected && (f == dr.FailoverNone || f == dr.FailoverFailed) && !has(opUnplanned) {
+					t.Errorf("%s, %s, %s: the unplanned failover is withheld from a protected item", p, f, x)
+				}
+			}
+		}
+	}
+}
+
+func TestShownOperations(t *testing.T) {
+	t.Parallel()
+	it := dr.ProtectedItem{Protection: dr.Protected, Failover: dr.FailoverNone, Test: dr.TestNone}
+	got := shownOperations(it, []string{opTest, opCommit, "Unheard"})
+	if !slices.Equal(got, []string{opTest}) {
+		t.Errorf("shown %v, want what both allow", got)
+	}
+	if got := shownOperations(it, nil); got == nil || len(got) != 0 {
+		t.Errorf("shown %v, want an empty list that is not null", got)
+	}
+}
+
+// TestStatusOf is exhaustive: a new kind fails here until it has a status.
+func TestStatusOf(t *testing.T) {
+	t.Parallel()
+	want := map[dr.Kind]int{
+		dr.KindInternal: 500, dr.KindInvalid: 400, dr.KindNotFound: 404, dr.KindConflict: 409, dr.KindUnauthenticated: 401, dr.KindForbidden: 403, dr.KindFenced: 409,
+		dr.KindPrecondition: 409, dr.KindUnsupported: 400, dr.KindUnavailable: 503, dr.KindExhausted: 429, dr.KindCorrupt: 500, dr.KindCanceled: 409,
+	}
+	for _, k := range dr.Kinds() {
+		w, ok := want[k]
+		if !ok {
+			t.Errorf("kind %v has no agreed status", k)
+			continue
+		}
+		if got := statusOf(k); got != w {
+			t.Errorf("%v: %d, want %d", k, got, w)
+		}
+		if codeOf(&dr.Error{Kind: k}) == "" {
+			t.Errorf("%v has no code", k)
+		}
+	}
+	if statusOf(dr.Kind(200)) != 500 {
+		t.Error("an unknown kind is not an internal error")
+	}
+}
+
+func TestJobStateTable(t *testing.T) {
+	t.Parallel()
+	want := map[dr.JobState][3]string{ // state, state when it waits for a person, operation
+		dr.JobNotStarted: {"NotStarted", "NotStarted", "InProgress"}, dr.JobInProgress: {"InProgress", "InProgress", "InProgress"}, dr.JobWaiting: {"InProgress", "Suspended", "InProgress"},
+		dr.JobSucceeded: {"Succeeded", "Succeeded", "Succeeded"}, dr.JobFailed: {"Failed", "Failed", "Failed"}, dr.JobCancelling: {"Cancelling", "Cancelling", "InProgress"},
+		dr.JobCancelled: {"Cancelled", "Cancelled", "Canceled"}, dr.JobSkipped: {"Skipped", "Skipped", "Succeeded"},
+	}
+	for s, w := range want {
+		a, _ := jobState(s, false)
+		b, _ := jobState(s, true)
+		op, failure := operationState(dr.Job{ID: "j", State: s})
+		if a != w[0] || b != w[1] || op != w[2] {
+			t.Errorf("%s: %s, %s, %s, want %v", s, a, b, op, w)
+		}
+		if (failure != nil) != (op == "Failed" || op == "Canceled") {
+			t.Errorf("%s: failure %v with operation %s", s, failure, op)
+		}
+		if s.Final() != (op != "InProgress") {
+			t.Errorf("%s: final %v but operation %s", s, s.Final(), op)
+		}
+	}
+}
+
+func TestParseFilter(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		in   string
+		want []term
+		bad  bool
+	}{
+		{in: "", want: nil},
+		{in: "JobStatus eq 'Failed'", want: []term{{"jobstatus", "eq", "Failed"}}},
+		{in: "(JobStatus eq 'Failed' or JobStatus eq 'InProgress') and StartTime ge 2026-01-01T00:00:00Z", want: []term{{"jobstatus", "eq", "Failed,InProgress"}, {"starttime", "ge", "2026-01-01T00:00:00Z"}}},
+		{in: "friendlyName EQ 'it''s and x'", want: []term{{"friendlyname", "eq", "it's and x"}}},
+		{in: "a eq", bad: true},
+		{in: "a like 'x'", bad: true},
+		{in: "a eq 'x' b eq 'y'", bad: true},
+		{in: "a eq 'x' or b eq 'y'", bad: true},
+		{in: "a eq 'x", bad: true},
+		{in: "a eq 'x' and", bad: true},
+		{in: "or a eq 'x'", bad: true},
+	} {
+		got, err := parseFilter(tt.in)
+		if (err != nil) != tt.bad || (!tt.bad && !slices.Equal(got, tt.want)) {
+			t.Errorf("%q: %v, %v; want %v", tt.in, got, err, tt.want)
+		}
+		if err != nil && dr.KindOf(err) != dr.KindInvalid {
+			t.Errorf("%q: kind %v", tt.in, dr.KindOf(err))
+		}
+	}
+}
+
+func FuzzParseFilter(f *testing.F) {
+	f.Add("JobStatus eq 'Failed' and StartTime ge '2026-01-01T00:00:00Z'")
+	f.Add("(a eq 'x''y' or a eq b)")
+	f.Add("'")
+	f.Fuzz(func(t *testing.T, s string) {
+		terms, err := parseFilter(s)
+		if err != nil && dr.KindOf(err) != dr.KindInvalid {
+			t.Fatalf("kind %v", dr.KindOf(err))
+		}
+		for _, x := range terms {
+			if x.field == "" || x.op == "" {
+				t.Fatalf("empty term in %v", terms)
+			}
+		}
+	})
+}
+
+func FuzzPageToken(f *testing.F) {
+	f.Add(pageToken(200, "web01"))
+	f.Add("")
+	f.Add("!!")
+	f.Fuzz(func(t *testing.T, s string) {
+		pos, last, err := parsePageToken(s)
+		if err != nil {
+			return
+		}
+		if p, l, err := parsePageToken(pageToken(pos, last)); err != nil || p != pos || l != last {
+			t.Fatalf("%d %q does not survive: %d %q %v", pos, last, p, l, err)
+		}
+	})
+}
+
+func TestSettingsRoundTrip(t *testing.T) {
+	t.Parallel()
+	in := targetSettings{VMSize: "size", NetworkID: "/x/net", Tags: map[string]string{"a": "b"}}
+	got := readSettings(in.encode())
+	if got.VMSize != "size" || got.NetworkID != "/x/net" || got.Tags["a"] != "b" || got.Version != targetSettingsVersion {
+		t.Errorf("got %+v", got)
+	}
+	for _, bad := range []string{"", "not json", `{"v":99,"vmSize":"x"}`} {
+		if got := readSettings(bad); got.VMSize != "" || got.Version != targetSettingsVersion {
+			t.Errorf("%q: %+v", bad, got)
+		}
+	}
+}
+
+func TestEcho(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{"abc-1": "abc-1", "a\nb": "", strings.Repeat("x", maxEcho+1): "", "é": ""} {
+		if got := echo(in); got != want {
+			t.Errorf("%q: %q", in, got)
+		}
+	}
+}

@@ -1,5 +1,0 @@
-package job
-
-const replicaEnv = "HOLDFAST_JOB_TEST_REPLICA"
-
-func replicaMain(string) {}

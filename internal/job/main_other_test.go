@@ -1,0 +1,11 @@
+//go:build !linux
+
+package job
+
+import (
+	"testing"
+
+	"holdfast/internal/sqldb/sqldbtest"
+)
+
+func TestMain(m *testing.M) { sqldbtest.Main(m) }

@@ -1,0 +1,283 @@
+package portal
+
+import (
+	"fmt"
+	"html/template"
+	"math"
+	"strings"
+	"time"
+
+	"holdfast/internal/dr"
+)
+
+// Charts are SVG made here: numbers and texts of this package only, so no
+// escaping is at stake, and colours come from the style sheet by class.
+
+const (
+	chartWidth, chartHeight = 640.0, 180.0
+	chartLeft, chartRight   = 58.0, 10.0
+	chartTop, chartBottom   = 12.0, 24.0
+	chartColumns            = 120
+)
+
+// plot is the drawing area of one chart.
+type plot struct {
+	b        strings.Builder
+	from, to time.Time
+	top      float64 // value at the upper edge
+}
+
+func (p *plot) x(t time.Time) float64 {
+	w := chartWidth - chartLeft - chartRight
+	f := float64(t.Sub(p.from)) / float64(max(p.to.Sub(p.from), 1))
+	return chartLeft + w*math.Min(math.Max(f, 0), 1)
+}
+
+func (p *plot) y(v float64) float64 {
+	h := chartHeight - chartTop - chartBottom
+	return chartHeight - chartBottom - h*math.Min(math.Max(v/p.top, 0), 1)
+}
+
+func (p *plot) add(format string, a ...any) { fmt.Fprintf(&p.b, format, a...) }
+
+// begin opens the drawing with its grid, label makes the text of a value.
+func (p *plot) begin(title string, label func(float64) string) {
+	p.add(`<svg class="chart" viewBox="0 0 %g %g" role="img" aria-label="%s">`, chartWidth, chartHeight, template.HTMLEscapeString(title))
+	for i := range 4 {
+		v := p.top * float64(i) / 3
+		p.add(`<line class="grid" x1="%g" x2="%g" y1="%.1f" y2="%.1f"/><text class="tick end" x="%g" y="%.1f">%s</text>`,
+			chartLeft, chartWidth-chartRight, p.y(v), p.y(v), chartLeft-6, p.y(v)+4, label(v))
+	}
+	p.times(chartHeight - 6)
+}
+
+// times writes the time axis at a height.
+func (p *plot) times(y float64) {
+	layout := "15:04"
+	if p.to.Sub(p.from) > 36*time.Hour {
+		layout = "Jan 2"
+	} else if p.to.Sub(p.from) < 10*time.Minute {
+		layout = "15:04:05"
+	}
+	for i := range 5 {
+		t := p.from.Add(p.to.Sub(p.from) * time.Duration(i) / 4)
+		anchor := [...]string{"start", "mid", "mid", "mid", "end"}[i]
+		p.add(`<text class="tick %s" x="%.1f" y="%g">%s</text>`, anchor, p.x(t), y, t.UTC().Format(layout))
+	}
+}
+
+func (p *plot) end() template.HTML {
+	p.add(`</svg>`)
+	return template.HTML(p.b.String())
+}
+
+// nice rounds an upper edge up so that thirds of it read well.
+func nice(v float64, steps []float64) float64 {
+	for _, s := range steps {
+		if v <= s {
+			return s
+		}
+	}
+	return v
+}
+
+// within returns the points of a time range, oldest first; points are newest first.
+func within(points []dr.RecoveryPoint, from time.Time) []dr.RecoveryPoint {
+	var out []dr.RecoveryPoint
+	for _, p := range points {
+		if p.Time.Before(from) {
+			break
+		}
+		out = append(out, p)
+	}
+	for i, j := 0, len(out)-1; i < j; i, j = i+1, j-1 {
+		out[i], out[j] = out[j], out[i]
+	}
+	return out
+}
+
+// lagChart draws how old the newest recovery point has been over time: the
+// worst of each column, and the copy frequency as the line to stay below.
+func lagChart(points []dr.RecoveryPoint, from, now time.Time, target time.Duration) template.HTML {
+	p := &plot{from: from, to: now}
+	worst := make([]float64, chartColumns)
+	width := now.Sub(from) / chartColumns
+	have := -1 // first column with a known lag
+	list := within(points, from)
+	if len(list) < len(points) { // the one before the range
+		list = append([]dr.RecoveryPoint{points[len(list)]}, list...)
+	}
+	if len(list) == 0 || width <= 0 {
+		return ""
+	}
+	next := 0
+	var last time.Time
+	for i := range worst {
+		begin, end := from.Add(width*time.Duration(i)), from.Add(width*time.Duration(i+1))
+		for next < len(list) && !list[next].Time.After(end) {
+			if !last.IsZero() {
+				worst[i] = math.Max(worst[i], list[next].Time.Sub(last).Seconds())
+			}
+			last = list[next].Time
+			next++
+		}
+		if last.IsZero() {
+			continue
+		}
+		if have < 0 {
+			have = i
+		}
+		if last.Before(begin) || i == chartColumns-1 {
+			worst[i] = math.Max(worst[i], end.Sub(last).Seconds())
+		}
+		p.top = math.Max(p.top, worst[i])
+	}
+	p.top = nice(math.Max(p.top, target.Seconds()*1.2), []float64{15, 30, 60, 90, 180, 360, 540, 900, 1800, 3600, 5400, 10800, 21600, 43200, 86400, 259200})
+	p.begin("RPO lag over time", func(v float64) string { return span(time.Duration(v) * time.Second) })
+	var line strings.Builder
+	for i := have; i < chartColumns; i++ {
+		fmt.Fprintf(&line, " %.1f,%.1f", p.x(from.Add(width*time.Duration(i)+width/2)), p.y(worst[i]))
+	}
+	left, right := p.x(from.Add(width*time.Duration(have)+width/2)), p.x(from.Add(width*(chartColumns-1)+width/2))
+	p.add(`<polygon class="area" points="%.1f,%.1f%s %.1f,%.1f"/><polyline class="line" points="%s"/>`, left, p.y(0), line.String(), right, p.y(0), strings.TrimSpace(line.String()))
+	if target > 0 {
+		p.add(`<line class="target" x1="%g" x2="%g" y1="%.1f" y2="%.1f"/>`, chartLeft, chartWidth-chartRight, p.y(target.Seconds()), p.y(target.Seconds()))
+	}
+	for i := have; i < chartColumns; i++ { // what the pointer reads
+		t := from.Add(width * time.Duration(i))
+		p.add(`<rect class="hit" x="%.1f" y="%g" width="%.1f" height="%g"><title>%s: %s</title></rect>`, p.x(t), chartTop,
+			(chartWidth-chartLeft-chartRight)/chartColumns, chartHeight-chartTop-chartBottom, t.UTC().Format("15:04"), span(time.Duration(worst[i])*time.Second))
+	}
+	return p.end()
+}
+
+// churnChart draws what the guest changed per cycle and what of it was stored;
+// cycles that share a column are added up.
+func churnChart(points []dr.RecoveryPoint, from, now time.Time) template.HTML {
+	list := within(points, from)
+	if len(list) == 0 || !now.After(from) {
+		return ""
+	}
+	type column struct {
+		dirty, stored int64
+		cycles        int
+		at            time.Time
+	}
+	cols := make([]column, chartColumns)
+	width := now.Sub(from) / chartColumns
+	p := &plot{from: from, to: now}
+	for _, x := range list {
+		i := min(max(int(x.Time.Sub(from)/max(width, 1)), 0), chartColumns-1)
+		c := &cols[i]
+		c.dirty, c.stored, c.cycles, c.at = c.dirty+x.DirtyBytes, c.stored+x.StoredBytes, c.cycles+1, x.Time
+		p.top = math.Max(p.top, float64(max(c.dirty, c.stored)))
+	}
+	unit := math.Exp2(math.Floor(math.Log2(math.Max(p.top, 3<<10) / 3)))
+	p.top = 3 * unit * math.Ceil(math.Max(p.top, 1)/(3*unit))
+	p.begin("Changed and stored data per cycle", func(v float64) string { return bytesText(int64(v)) })
+	w := (chartWidth - chartLeft - chartRight) / chartColumns
+	for i, c := range cols {
+		if c.cycles == 0 {
+			continue
+		}
+		x := p.x(from.Add(width * time.Duration(i)))
+		d, s := p.y(float64(c.dirty)), p.y(float64(c.stored))
+		p.add(`<g class="bar"><rect class="hit" x="%.1f" y="%g" width="%.1f" height="%g"/><rect class="dirty" x="%.1f" y="%.1f" width="%.1f" height="%.1f"/><rect class="stored" x="%.1f" y="%.1f" width="%.1f" height="%.1f"/>`,
+			x, chartTop, w, chartHeight-chartTop-chartBottom, x+.5, d, w-1, p.y(0)-d, x+.5, s, w-1, p.y(0)-s)
+		p.add(`<title>%s, %s: %s changed, %s stored</title></g>`, c.at.UTC().Format("2006-01-02 15:04"), count(c.cycles, "cycle", "cycles"), bytesText(c.dirty), bytesText(c.stored))
+	}
+	return p.end()
+}
+
+// timeline draws the recovery points over the retention, each mark as strong as
+// the best point it stands for.
+func timeline(points []dr.RecoveryPoint, now time.Time, mark string) template.HTML {
+	if len(points) == 0 {
+		return ""
+	}
+	const columns, high, mid = 150, 64.0, 26.0
+	oldest := points[len(points)-1].Time
+	p := &plot{from: oldest, to: now}
+	if p.to.Sub(p.from) < time.Minute {
+		p.from = p.to.Add(-time.Minute)
+	}
+	type column struct {
+		n       int
+		best    dr.Consistency
+		resync  bool
+		marked  bool
+		a, b    time.Time
+		highest int
+	}
+	cols := make([]column, columns)
+	rank := map[dr.Consistency]int{dr.CrashConsistent: 1, dr.FileSystemConsistent: 2, dr.AppConsistent: 3}
+	w := (chartWidth - 24) / columns
+	x := func(t time.Time) float64 {
+		return 12 + (chartWidth-24)*math.Min(math.Max(float64(t.Sub(p.from))/float64(p.to.Sub(p.from)), 0), 1)
+	}
+	for _, q := range points {
+		c := &cols[min(max(int((x(q.Time)-12)/w), 0), columns-1)]
+		if c.n == 0 {
+			c.b = q.Time
+		}
+		c.n, c.a, c.resync, c.marked = c.n+1, q.Time, c.resync || q.Resync, c.marked || q.Name() == mark
+		if rank[q.Consistency] > c.highest {
+			c.highest, c.best = rank[q.Consistency], q.Consistency
+		}
+	}
+	p.add(`<svg class="timeline" viewBox="0 0 %g %g" role="img" aria-label="Recovery points over time"><line class="axis" x1="12" x2="%g" y1="%g" y2="%g"/>`, chartWidth, high, chartWidth-12, mid, mid)
+	for i, c := range cols {
+		if c.n == 0 {
+			continue
+		}
+		h := 8.0 + 3*float64(c.highest)
+		class := "point " + string(c.best)
+		if c.marked {
+			class, h = class+" marked", 22
+		}
+		text := consistencyText(c.best) + " recovery point, " + c.b.UTC().Format(absolute)
+		if c.n > 1 {
+			text = fmt.Sprintf("%d recovery points, %s to %s, best %s", c.n, c.a.UTC().Format("2006-01-02 15:04"), c.b.UTC().Format("15:04"), strings.ToLower(consistencyText(c.best)))
+		}
+		if c.resync {
+			text += ", by resynchronization"
+		}
+		if c.marked {
+			text += ", failed over to"
+		}
+		p.add(`<rect class="%s" x="%.2f" y="%.1f" width="%.2f" height="%.1f" rx="1"><title>%s</title></rect>`, class, 12+w*float64(i)+w*.15, mid-h, w*.7, 2*h, text)
+	}
+	p.add(`<text class="tick start" x="12" y="%g">%s</text><text class="tick end" x="%g" y="%g">now</text>`, high-2, oldest.UTC().Format("2006-01-02 15:04"), chartWidth-12, high-2)
+	if mid := p.from.Add(p.to.Sub(p.from) / 2); p.to.Sub(p.from) > 10*time.Minute {
+		p.add(`<text class="tick mid" x="%g" y="%g">%s</text>`, chartWidth/2, high-2, mid.UTC().Format("15:04"))
+	}
+	return p.end()
+}
+
+// slice is one part of a ring.
+type slice struct {
+	Tone  string
+	Count int
+}
+
+// ring draws shares as a ring with the total in its middle.
+func ring(parts []slice, total int) template.HTML {
+	var b strings.Builder
+	const r, around = 42.0, 2 * math.Pi * 42.0
+	b.WriteString(`<svg class="ring" viewBox="0 0 110 110" role="img" aria-hidden="true"><circle class="track" cx="55" cy="55" r="42"/>`)
+	done := 0.0
+	for _, s := range parts {
+		if s.Count == 0 || total == 0 {
+			continue
+		}
+		share := around * float64(s.Count) / float64(total)
+		gap := 0.0
+		if s.Count < total {
+			gap = math.Min(2, share/3)
+		}
+		fmt.Fprintf(&b, `<circle class="part %s" cx="55" cy="55" r="%g" stroke-dasharray="%.2f %.2f" stroke-dashoffset="%.2f" transform="rotate(-90 55 55)"/>`, s.Tone, r, share-gap, around-share+gap, -done)
+		done += share
+	}
+	fmt.Fprintf(&b, `<text class="total" x="55" y="62">%d</text></svg>`, total)
+	return template.HTML(b.String())
+}

@@ -1,0 +1,336 @@
+package portal
+
+import (
+	"context"
+	"encoding/json"
+	"html/template"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"holdfast/internal/dr"
+	"holdfast/internal/vault"
+)
+
+// itemPages are the protected items.
+type itemPages struct{ *core }
+
+// verb is a command of the item page.
+type verb struct {
+	Name, Title, Icon string
+	Op                string // must be among the allowed operations; empty = always
+	Role              dr.Role
+	Danger            bool
+	Dialog            bool // asks first; else the button acts at once
+	Group             int  // command bar groups
+	run               func(ctx context.Context, v Vault, it dr.ProtectedItem, form func(string) string, by string) (dr.JobID, error)
+}
+
+// verbs is the command bar, in its order.
+func verbs() []verb {
+	const op, cfg = dr.RoleOperator, dr.RoleContributor
+	failover := func(kind dr.FailoverKind) func(context.Context, Vault, dr.ProtectedItem, func(string) string, string) (dr.JobID, error) {
+		return func(ctx context.Context, v Vault, it dr.ProtectedItem, form func(string) string, by string) (dr.JobID, error) {
+			r := vault.FailoverRequest{Item: it.ID, Kind: kind, Point: form("point"), By: by}
+			if kind == dr.KindTestFailover {
+				r.Network, r.NoNetwork = strings.TrimSpace(form("network")), form("attach") == "none"
+				if form("attach") != "network" {
+					r.Network = ""
+				} else if r.Network == "" {
+					return "", dr.Errorf(dr.KindInvalid, "portal.testFailover", "no network was named").WithHint("Enter the name of a network of the recovery host, or choose the isolated network.")
+				}
+			}
+			r.SourceAction = kind == dr.KindUnplannedFailover && form("shutdown") != ""
+			return v.StartFailover(ctx, r)
+		}
+	}
+	return []verb{
+		{"test-failover", "Test failover", "test", "TestFailover", op, false, true, 0, failover(dr.KindTestFailover)},
+		{"cleanup-test", "Cleanup test failover", "broom", "TestFailoverCleanup", op, false, true, 0,
+			func(ctx context.Context, v Vault, it dr.ProtectedItem, form func(string) string, by string) (dr.JobID, error) {
+				return v.CleanupTest(ctx, it.ID, strings.TrimSpace(form("comments")), by)
+			}},
+		{"planned-failover", "Planned failover", "planned", "PlannedFailover", op, true, true, 1, failover(dr.KindPlannedFailover)},
+		{"failover", "Failover", "bolt", "UnplannedFailover", op, true, true, 1, failover(dr.KindUnplannedFailover)},
+		{"change-point", "Change recovery point", "history", "ChangePit", op, true, true, 1,
+			func(ctx context.Context, v Vault, it dr.ProtectedItem, form func(string) string, by string) (dr.JobID, error) {
+				return v.ChangePoint(ctx, it.ID, form("point"), by)
+			}},
+		{"commit", "Commit", "commit", "Commit", op, true, true, 1,
+			func(ctx context.Context, v Vault, it dr.ProtectedItem, _ func(string) string, by string) (dr.JobID, error) {
+				return v.Commit(ctx, it.ID, by)
+			}},
+		{"cancel-failover", "Cancel failover", "undo", "CancelFailover", op, true, true, 1,
+			func(ctx context.Context, v Vault, it dr.ProtectedItem, _ func(string) string, by string) (dr.JobID, error) {
+				return v.CancelFailover(ctx, it.ID, by)
+			}},
+		{"resync", "Resynchronize", "resync", "RepairReplication", op, false, true, 2,
+			func(ctx context.Context, v Vault, it dr.ProtectedItem, _ func(string) string, by string) (dr.JobID, error) {
+				return v.Resync(ctx, it.ID, by)
+			}},
+		{"pause", "Pause", "pause", "", cfg, false, false, 2,
+			func(ctx context.Context, v Vault, it dr.ProtectedItem, _ func(string) string, by string) (dr.JobID, error) {
+				return "", v.Pause(ctx, it.ID, true, by)
+			}},
+		{"resume", "Resume", "play", "", cfg, false, false, 2,
+			func(ctx context.Context, v Vault, it dr.ProtectedItem, _ func(string) string, by string) (dr.JobID, error) {
+				return "", v.Pause(ctx, it.ID, false, by)
+			}},
+		{"settings", "Properties", "settings", "", cfg, false, true, 2, changeSettings},
+		{"disable", "Disable replication", "delete", "DisableProtection", cfg, true, true, 3,
+			func(ctx context.Context, v Vault, it dr.ProtectedItem, form func(string) string, by string) (dr.JobID, error) {
+				if form("confirm") != it.VMName {
+					return "", dr.Errorf(dr.KindInvalid, "portal.disable", "the name entered is not %q: nothing was changed", it.VMName).
+						WithHint("Type the VM's name exactly to confirm that its protection shall end.")
+				}
+				return v.Disable(ctx, it.ID, form("force") != "", by)
+			}},
+	}
+}
+
+func changeSettings(ctx context.Context, v Vault, it dr.ProtectedItem, form func(string) string, by string) (dr.JobID, error) {
+	number := func(name string, most int) (int, error) {
+		s := strings.TrimSpace(form(name))
+		if s == "" {
+			return 0, nil
+		}
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 0 || n > most {
+			return 0, dr.Errorf(dr.KindInvalid, "portal.settings", "%s is not a number from 0 to %d: %q", name, most, s)
+		}
+		return n, nil
+	}
+	cpus, err := number("cpus", 1024)
+	if err != nil {
+		return "", err
+	}
+	memory, err := number("memory", 64<<20)
+	if err != nil {
+		return "", err
+	}
+	return v.Update(ctx, vault.UpdateRequest{Item: it.ID, By: by, Settings: func(s *dr.ItemSettings) {
+		s.RecoveryVMName, s.CPUs, s.MemoryMB = strings.TrimSpace(form("name")), cpus, memory
+		s.Network, s.TestNetwork = strings.TrimSpace(form("network")), strings.TrimSpace(form("testNetwork"))
+	}})
+}
+
+// act carries a command out.
+func (p itemPages) act(w http.ResponseWriter, r *request) error {
+	i := slices.IndexFunc(verbs(), func(v verb) bool { return v.Name == r.PathValue("verb") })
+	if i < 0 {
+		return dr.New(dr.KindNotFound, dr.CodeNotFound, "portal", "there is no operation %q", r.PathValue("verb"))
+	}
+	do := verbs()[i]
+	if err := allow(r.who, do.Role); err != nil {
+		return err
+	}
+	it, err := p.v.ItemByID(r.Context(), dr.ItemID(r.PathValue("id")))
+	if err != nil {
+		return err
+	}
+	if err := r.ParseForm(); err != nil {
+		return dr.Errorf(dr.KindInvalid, "portal", "the form could not be read")
+	}
+	job, err := do.run(r.Context(), p.v, it, r.PostForm.Get, r.who.Name)
+	if err != nil {
+		return p.again(w, r, err, p.show)
+	}
+	return p.done(w, r, "/portal/items/"+string(it.ID), job)
+}
+
+// command is a button of the command bar.
+type command struct {
+	verb
+	Off string // why it can't be used; empty = it can
+	New bool   // first of its group
+}
+
+// drill is the proof of the last test failover, from the item's report.
+type drill struct {
+	OK         bool      `json:"ok"`
+	Job        dr.JobID  `json:"job"`
+	VM         string    `json:"vm"`
+	Point      string    `json:"recoveryPoint"`
+	BootSecs   float64   `json:"bootSeconds"`
+	RTOSecs    float64   `json:"rtoSeconds"`
+	Matched    string    `json:"matched"`
+	Console    string    `json:"console"`
+	Screenshot string    `json:"screenshot"`
+	Reason     string    `json:"reason"`
+	At         time.Time `json:"at"`
+}
+
+// Boot and RTO are the measured times.
+func (d drill) Boot() time.Duration { return time.Duration(d.BootSecs * float64(time.Second)) }
+func (d drill) RTO() time.Duration  { return time.Duration(d.RTOSecs * float64(time.Second)) }
+
+type itemBody struct {
+	itemRow
+	Commands     []command
+	Dialogs      []command // the ones that ask, and can be used
+	Ask          string    // the dialog to open at once
+	VM           dr.VM
+	Policy       dr.Policy
+	SourceHost   dr.Provider
+	SourceOn     bool
+	RecoveryHost dr.Provider
+	Points       []dr.RecoveryPoint // newest, for choosing and the table
+	PointCount   int
+	Latest       dr.RecoveryPoint
+	LatestApp    dr.RecoveryPoint
+	StoredBytes  int64
+	Reasons      []*reason
+	Drill        *drill
+	Jobs         []dr.Job
+	Current      *dr.Job
+	Range        string
+	Timeline     template.HTML
+	LagChart     template.HTML
+	ChurnChart   template.HTML
+	pages
+}
+
+// reason is a health error with its explanation.
+type reason struct {
+	*problem
+	Tone  string
+	Since time.Time
+}
+
+// chartRanges are the spans of the charts.
+func chartRanges() map[string]time.Duration {
+	return map[string]time.Duration{"1h": time.Hour, "24h": 24 * time.Hour, "7d": 7 * 24 * time.Hour}
+}
+
+func (p itemPages) show(w http.ResponseWriter, r *request) error {
+	ctx := r.Context()
+	it, err := p.v.ItemByID(ctx, dr.ItemID(r.PathValue("id")))
+	if err != nil {
+		return err
+	}
+	e, err := p.estate(ctx)
+	if err != nil {
+		return err
+	}
+	b := itemBody{Policy: e.policy[it.Policy], SourceHost: e.host[it.SourceAgent], RecoveryHost: e.host[it.RecoveryAgent], Range: r.URL.Query().Get("range"), Ask: r.URL.Query().Get("ask")}
+	if b.itemRow, err = p.row(ctx, e, it, nil); err != nil {
+		return err
+	}
+	if b.VM, err = p.v.VM(ctx, it.Fabric, it.VM); err != nil && dr.KindOf(err) != dr.KindNotFound {
+		return err
+	}
+	b.SourceOn = b.SourceHost.ID != "" && p.v.Connected(b.SourceHost)
+	points, err := p.v.Points(ctx, it.ID)
+	if err != nil {
+		return err
+	}
+	p.history(r, &b, points)
+	if b.Jobs, err = p.v.Jobs(ctx, vault.JobFilter{Item: it.ID, Limit: 8}); err != nil {
+		return err
+	}
+	if it.Job != "" {
+		if j, err := p.v.Job(ctx, it.Job); err == nil {
+			b.Current = &j
+		}
+	}
+	for _, h := range it.HealthErrors {
+		x := &reason{problem: explain(h.Code, h.Message, h.Cause, h.Remedy), Tone: healthPill(h.Severity).Tone, Since: h.Since}
+		b.Reasons = append(b.Reasons, x)
+	}
+	if it.LastTestReport != "" {
+		var d drill
+		if err := json.Unmarshal([]byte(it.LastTestReport), &d); err == nil {
+			b.Drill = &d
+		}
+	}
+	ops, err := p.v.AllowedOperations(ctx, it.ID)
+	if err != nil {
+		return err
+	}
+	b.commands(r, ops)
+	return p.render(w, r, "item", view{Title: it.VMName, Kind: "Protected item", Section: "items", Icon: "vms",
+		Crumbs: []crumb{{"Protected items", "/portal/items"}}, URL: "/portal/items/" + string(it.ID) + query(r),
+		Topics: "item/" + string(it.ID) + " job", Body: b})
+}
+
+// query is the query of a GET, so that a live page stays where it is.
+func query(r *request) string {
+	q := r.URL.Query()
+	q.Del("ask") // a dialog is asked for once
+	if r.Method != http.MethodGet || len(q) == 0 {
+		return ""
+	}
+	return "?" + q.Encode()
+}
+
+// history fills what comes from the recovery points.
+func (p itemPages) history(r *request, b *itemBody, points []dr.RecoveryPoint) {
+	now := p.now()
+	b.PointCount = len(points)
+	if len(points) > 0 {
+		b.Latest = points[0]
+	}
+	for _, x := range points {
+		b.StoredBytes += x.StoredBytes
+		if b.LatestApp.N == 0 && x.Consistency == dr.AppConsistent {
+			b.LatestApp = x
+		}
+	}
+	width, ok := chartRanges()[b.Range]
+	if !ok {
+		b.Range, width = "24h", 24*time.Hour
+		if len(points) > 0 && now.Sub(points[len(points)-1].Time) < 2*time.Hour {
+			b.Range, width = "1h", time.Hour
+		}
+	}
+	if b.Active == dr.AtRecovery && len(points) > 0 {
+		now = points[0].Time.Add(time.Second) // nothing comes any more; the charts show what was
+	}
+	b.Timeline = timeline(points, now, b.FailedOverTo)
+	b.LagChart = lagChart(points, now.Add(-width), now, b.Target)
+	b.ChurnChart = churnChart(points, now.Add(-width), now)
+	b.Points, b.pages = paged(r, points, 20)
+}
+
+// commands makes the command bar: what the state and the role allow is on.
+func (b *itemBody) commands(r *request, allowed []string) {
+	group := -1
+	for _, v := range verbs() {
+		c := command{verb: v}
+		switch {
+		case v.Name == "pause" && (b.Paused || b.Protection != dr.Protected || b.Active != dr.AtPrimary), v.Name == "resume" && !b.Paused:
+			continue
+		case !r.who.Role.Includes(v.Role):
+			c.Off = "Needs the role " + string(v.Role) + "; you are " + string(r.who.Role)
+		case v.Op != "" && !slices.Contains(allowed, v.Op):
+			c.Off = b.why(v)
+		}
+		c.New = v.Group != group && group >= 0
+		group = v.Group
+		b.Commands = append(b.Commands, c)
+		if c.Off == "" && v.Dialog {
+			b.Dialogs = append(b.Dialogs, c)
+		}
+	}
+}
+
+// why says why a command is off in the item's state.
+func (b *itemBody) why(v verb) string {
+	switch {
+	case b.Job != "":
+		return "Another job of this item is running"
+	case v.Name == "cleanup-test":
+		return "There is no test failover to clean up"
+	case v.Name == "commit" || v.Name == "change-point" || v.Name == "cancel-failover":
+		return "There is no failover to act on"
+	case b.PointCount == 0 && v.Name != "disable":
+		return "There is no recovery point yet"
+	case b.Active == dr.AtRecovery:
+		return "The VM runs at the recovery site"
+	case b.Test == dr.TestWaiting || b.Test == dr.TestFailed:
+		return "Clean up the test failover first"
+	}
+	return "Not possible in the item's state"
+}

@@ -1,0 +1,265 @@
+package portal
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"holdfast/internal/dr"
+)
+
+const drillEvery = 30 * 24 * time.Hour // a test failover is recommended monthly
+
+// estate is what many pages need to name things.
+type estate struct {
+	Fabrics  []dr.Fabric
+	Hosts    []dr.Provider
+	Policies []dr.Policy
+	Items    []dr.ProtectedItem
+	fabric   map[dr.FabricID]dr.Fabric
+	host     map[dr.AgentID]dr.Provider
+	policy   map[dr.PolicyID]dr.Policy
+}
+
+func (c *core) estate(ctx context.Context) (*estate, error) {
+	e := &estate{fabric: map[dr.FabricID]dr.Fabric{}, host: map[dr.AgentID]dr.Provider{}, policy: map[dr.PolicyID]dr.Policy{}}
+	var err error
+	if e.Fabrics, err = c.v.Fabrics(ctx); err != nil {
+		return nil, err
+	}
+	if e.Hosts, err = c.v.Providers(ctx, ""); err != nil {
+		return nil, err
+	}
+	if e.Policies, err = c.v.Policies(ctx); err != nil {
+		return nil, err
+	}
+	if e.Items, err = c.v.Items(ctx, ""); err != nil {
+		return nil, err
+	}
+	e.Hosts = slices.DeleteFunc(e.Hosts, func(p dr.Provider) bool { return p.Revoked })
+	slices.SortFunc(e.Fabrics, func(a, b dr.Fabric) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(e.Policies, func(a, b dr.Policy) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(e.Items, func(a, b dr.ProtectedItem) int {
+		return strings.Compare(strings.ToLower(a.VMName), strings.ToLower(b.VMName))
+	})
+	slices.SortFunc(e.Hosts, func(a, b dr.Provider) int { return strings.Compare(a.Host, b.Host) })
+	for _, f := range e.Fabrics {
+		e.fabric[f.ID] = f
+	}
+	for _, h := range e.Hosts {
+		e.host[h.ID] = h
+	}
+	for _, p := range e.Policies {
+		e.policy[p.ID] = p
+	}
+	return e, nil
+}
+
+// itemRow is a protected item as lists show it.
+type itemRow struct {
+	dr.ProtectedItem
+	Status      dr.ReplicationStatus
+	State       pill
+	Lag         time.Duration // valid if HasLag
+	HasLag      bool
+	LagTone     string
+	Target      time.Duration
+	Site        dr.Fabric
+	Recovery    dr.Fabric
+	PolicyName  string
+	DrillTone   string // of LastTest
+	DrillText   string
+	Next        string // what to do next, for people
+	NextDialog  string // the dialog on the item's page that does it
+	NextUrgent  bool
+	ProgressNow bool // initial replication or resynchronization runs
+}
+
+func (c *core) row(ctx context.Context, e *estate, it dr.ProtectedItem, all map[dr.ItemID]dr.ReplicationStatus) (itemRow, error) {
+	st, ok := all[it.ID]
+	if all == nil {
+		var err error
+		if st, err = c.v.Status(ctx, it.ID); err != nil && dr.KindOf(err) != dr.KindNotFound {
+			return itemRow{}, err
+		}
+	} else if !ok {
+		st = dr.ReplicationStatus{}
+	}
+	p := e.policy[it.Policy]
+	r := itemRow{ProtectedItem: it, Status: st, State: stateOf(it, st), Site: e.fabric[it.Fabric], Recovery: e.fabric[it.RecoveryFabric], PolicyName: p.Name, Target: p.CopyFrequency}
+	if it.Active == dr.AtPrimary && it.Protection == dr.Protected && !st.LastPoint.IsZero() {
+		r.Lag, r.HasLag = max(c.now().Sub(st.LastPoint), 0), true
+		r.LagTone = lagTone(r.Lag, r.Target)
+	}
+	r.ProgressNow = it.Protection == dr.InitialReplication || it.Resync != "" && st.Phase == "resync"
+	switch age := c.now().Sub(it.LastTest); {
+	case it.Protection != dr.Protected:
+		r.DrillTone, r.DrillText = "idle", "Not applicable"
+	case it.LastTest.IsZero():
+		r.DrillTone, r.DrillText = "warn", "Never tested"
+	case age > drillEvery:
+		r.DrillTone, r.DrillText = "warn", "Test recommended"
+	default:
+		r.DrillTone, r.DrillText = "good", "Tested"
+	}
+	r.Next, r.NextDialog, r.NextUrgent = nextOf(it, r)
+	return r, nil
+}
+
+// lagTone compares a lag with the copy frequency: a cycle may take one more
+// while it is sent; an hour is Hyper-V Replica's limit in any case.
+func lagTone(lag, target time.Duration) string {
+	switch {
+	case lag > time.Hour && lag > 2*target:
+		return "bad"
+	case lag > max(3*target, 2*time.Minute):
+		return "warn"
+	}
+	return "good"
+}
+
+// stateOf puts an item's axes into one line, the most important first.
+func stateOf(it dr.ProtectedItem, st dr.ReplicationStatus) pill {
+	mk := func(tone, text string) pill { return pill{tone, toneIcon(tone), text} }
+	switch {
+	case it.Protection == dr.Disabling:
+		return mk("busy", "Disabling protection")
+	case it.Protection == dr.Enabling:
+		return mk("busy", "Enabling protection")
+	case it.Protection == dr.EnableFailed:
+		return mk("bad", "Enabling failed")
+	case it.Failover == dr.FailoverInProgress:
+		return mk("busy", "Failover in progress")
+	case it.Failover == dr.FailoverCancelling:
+		return mk("busy", "Cancelling failover")
+	case it.Failover == dr.FailoverCommitPending:
+		return mk("wait", "Failed over, commit pending")
+	case it.Failover == dr.FailoverCommitted:
+		return mk("good", "Failover committed")
+	case it.Test == dr.TestRunning:
+		return mk("busy", "Test failover in progress")
+	case it.Test == dr.TestWaiting:
+		return mk("wait", "Test failover: clean-up pending")
+	case it.Test == dr.TestCleaning:
+		return mk("busy", "Cleaning up test failover")
+	case it.Test == dr.TestFailed:
+		return mk("bad", "Test failover failed")
+	case it.Protection == dr.InitialReplication:
+		return mk("busy", "Initial replication "+percent(st.Percent))
+	case it.Paused:
+		return mk("warn", "Paused")
+	case it.Resync != "" && st.Phase == "resync":
+		return mk("busy", "Resynchronizing "+percent(st.Percent))
+	case it.Resync != "":
+		return mk("bad", "Resynchronization required")
+	case it.Failover == dr.FailoverFailed:
+		return mk("warn", "Protected; last failover failed")
+	}
+	return mk("good", "Protected")
+}
+
+// nextOf says what the person in charge would do next.
+func nextOf(it dr.ProtectedItem, r itemRow) (text, dialog string, urgent bool) {
+	switch {
+	case it.Job != "":
+		return "", "", false
+	case it.Protection == dr.EnableFailed:
+		return "See why", "", true
+	case it.Failover == dr.FailoverCommitPending:
+		return "Commit or cancel", "commit", true
+	case it.Test == dr.TestWaiting || it.Test == dr.TestFailed:
+		return "Clean up test", "cleanup-test", true
+	case it.Protection == dr.InitialReplication:
+		return "", "", false
+	case it.Health == dr.HealthCritical && it.Active == dr.AtPrimary:
+		return "See the problem", "", true
+	case it.Failover == dr.FailoverCommitted:
+		return "Disable, then protect at the new site", "disable", false
+	case it.Protection == dr.Protected && r.DrillTone == "warn":
+		return "Test failover", "test-failover", false
+	}
+	return "", "", false
+}
+
+// rows makes the rows of items, asking for their status at once if the vault can.
+func (c *core) rows(ctx context.Context, e *estate, items []dr.ProtectedItem) ([]itemRow, error) {
+	var all map[dr.ItemID]dr.ReplicationStatus
+	if s, ok := c.v.(statuses); ok && len(items) > 1 {
+		var err error
+		if all, err = s.Statuses(ctx); err != nil {
+			return nil, err
+		}
+	}
+	out := make([]itemRow, 0, len(items))
+	for _, it := range items {
+		r, err := c.row(ctx, e, it, all)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+type itemsBody struct {
+	Rows                []itemRow
+	Total, Shown        int
+	Query, Site, Health string
+	State               string
+	Estate              *estate
+	pages
+}
+
+const pageSize = 50
+
+// pages is where a long list stands.
+type pages struct {
+	Page, Last int
+	Prev, Next string // addresses; empty at the ends
+}
+
+// paged cuts a list and links its neighbours, keeping the other parameters.
+func paged[T any](r *request, list []T, size int) ([]T, pages) {
+	q := r.URL.Query()
+	p := pages{Page: 1, Last: max((len(list)+size-1)/size, 1)}
+	if n, err := strconv.Atoi(q.Get("page")); err == nil {
+		p.Page = n
+	}
+	p.Page = min(max(p.Page, 1), p.Last)
+	link := func(n int) string {
+		q.Set("page", strconv.Itoa(n))
+		return r.URL.Path + "?" + q.Encode()
+	}
+	if p.Page > 1 {
+		p.Prev = link(p.Page - 1)
+	}
+	if p.Page < p.Last {
+		p.Next = link(p.Page + 1)
+	}
+	return list[(p.Page-1)*size : min(p.Page*size, len(list))], p
+}
+
+func (p itemPages) list(w http.ResponseWriter, r *request) error {
+	e, err := p.estate(r.Context())
+	if err != nil {
+		return err
+	}
+	q := r.URL.Query()
+	b := itemsBody{Total: len(e.Items), Query: strings.TrimSpace(q.Get("q")), Site: q.Get("site"), Health: q.Get("health"), State: q.Get("state"), Estate: e}
+	match := slices.DeleteFunc(slices.Clone(e.Items), func(it dr.ProtectedItem) bool {
+		return b.Query != "" && !strings.Contains(strings.ToLower(it.VMName+" "+it.Name), strings.ToLower(b.Query)) ||
+			b.Site != "" && e.fabric[it.Fabric].Name != b.Site ||
+			b.Health != "" && string(it.Health) != b.Health ||
+			b.State == "failedover" && it.Active != dr.AtRecovery ||
+			b.State == "drill" && (it.Protection != dr.Protected || p.now().Sub(it.LastTest) <= drillEvery)
+	})
+	b.Shown = len(match)
+	match, b.pages = paged(r, match, pageSize)
+	if b.Rows, err = p.rows(r.Context(), e, match); err != nil {
+		return err
+	}
+	return p.render(w, r, "items", view{Title: "Protected items", Kind: "VMs under replication", Section: "items", Icon: "items", Topics: "item", Body: b})
+}

@@ -1,0 +1,286 @@
+package portal
+
+import (
+	"cmp"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"holdfast/internal/armwire"
+	"holdfast/internal/dr"
+	"holdfast/internal/vault"
+)
+
+// sitePages are the sites with their hosts and keys.
+type sitePages struct{ *core }
+
+type siteRow struct {
+	dr.Fabric
+	Sources, Targets, Off, VMs, Items int
+	LastSeen                          time.Time
+}
+
+// TypeName is the type for people.
+func (s siteRow) TypeName() string { return typeName(s.Type) }
+
+func typeName(t dr.FabricType) string {
+	switch t {
+	case dr.KVMSite:
+		return "KVM site"
+	case dr.HyperVSite:
+		return "Hyper-V site"
+	case dr.VMMSite:
+		return "VMM server"
+	}
+	return string(t)
+}
+
+type sitesBody struct {
+	Rows []siteRow
+	Ask  string
+	Name string // as entered
+}
+
+func (p sitePages) list(w http.ResponseWriter, r *request) error {
+	e, err := p.estate(r.Context())
+	if err != nil {
+		return err
+	}
+	b := sitesBody{Ask: r.URL.Query().Get("ask")}
+	if r.problem != nil {
+		b.Ask, b.Name = "add", r.PostFormValue("name")
+	}
+	for _, f := range e.Fabrics {
+		row, err := p.siteRow(r, e, f)
+		if err != nil {
+			return err
+		}
+		b.Rows = append(b.Rows, row)
+	}
+	return p.render(w, r, "sites", view{Title: "Sites", Kind: "Infrastructure", Section: "sites", Icon: "sites", URL: "/portal/sites" + query(r), Topics: "site", Body: b})
+}
+
+func (p sitePages) siteRow(r *request, e *estate, f dr.Fabric) (siteRow, error) {
+	row := siteRow{Fabric: f}
+	for _, h := range e.Hosts {
+		if h.Fabric != f.ID {
+			continue
+		}
+		if h.HasRole(dr.RoleSource) {
+			row.Sources++
+		}
+		if h.HasRole(dr.RoleRecovery) {
+			row.Targets++
+		}
+		if !p.v.Connected(h) {
+			row.Off++
+		}
+		if h.LastSeen.After(row.LastSeen) {
+			row.LastSeen = h.LastSeen
+		}
+	}
+	for _, it := range e.Items {
+		if it.Fabric == f.ID {
+			row.Items++
+		}
+	}
+	vms, err := p.v.VMs(r.Context(), f.ID)
+	row.VMs = len(vms)
+	return row, err
+}
+
+func (p sitePages) add(w http.ResponseWriter, r *request) error {
+	name := strings.TrimSpace(r.PostFormValue("name"))
+	job, err := p.v.CreateFabric(r.Context(), name, dr.FabricType(r.PostFormValue("type")), r.who.Name)
+	if err != nil {
+		return p.again(w, r, err, p.list)
+	}
+	return p.done(w, r, "/portal/sites/"+url.PathEscape(name), job)
+}
+
+// hostRow is a registered host.
+type hostRow struct {
+	dr.Provider
+	Connected    bool
+	VMs, Sources int // discovered VMs, items that it replicates
+}
+
+type siteBody struct {
+	siteRow
+	Hosts    []hostRow
+	Keys     []keyRow
+	Install  string
+	Commands []registerCommand
+	Ask      string
+	KeyFile  string // customary name, for the commands
+}
+
+type registerCommand struct{ Role, Text, Command string }
+
+type keyRow struct {
+	vault.RegistrationKey
+	State pill
+	Live  bool
+}
+
+func (p sitePages) show(w http.ResponseWriter, r *request) error {
+	ctx := r.Context()
+	f, err := p.v.Fabric(ctx, r.PathValue("site"))
+	if err != nil {
+		return err
+	}
+	e, err := p.estate(ctx)
+	if err != nil {
+		return err
+	}
+	b := siteBody{Ask: r.URL.Query().Get("ask"), Install: p.cfg.InstallCommand, KeyFile: keyFileName(f)}
+	if b.siteRow, err = p.siteRow(r, e, f); err != nil {
+		return err
+	}
+	vms, err := p.v.VMs(ctx, f.ID)
+	if err != nil {
+		return err
+	}
+	for _, h := range e.Hosts {
+		if h.Fabric != f.ID {
+			continue
+		}
+		row := hostRow{Provider: h, Connected: p.v.Connected(h)}
+		for _, vm := range vms {
+			if vm.Agent == h.ID {
+				row.VMs++
+			}
+		}
+		for _, it := range e.Items {
+			if it.SourceAgent == h.ID {
+				row.Sources++
+			}
+		}
+		b.Hosts = append(b.Hosts, row)
+	}
+	keys, err := p.v.Keys(ctx, f.Name)
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(keys, func(x, y vault.RegistrationKey) int { return cmp.Compare(y.Created.UnixMicro(), x.Created.UnixMicro()) })
+	for _, k := range keys {
+		b.Keys = append(b.Keys, p.keyRow(k))
+	}
+	for _, role := range []dr.AgentRole{dr.RoleSource, dr.RoleRecovery} {
+		text := "Hosts whose VMs shall be protected"
+		if role == dr.RoleRecovery {
+			text = "Hosts that run the VMs after a failover"
+		}
+		b.Commands = append(b.Commands, registerCommand{string(role), text, p.cfg.RegisterCommand(b.KeyFile, role)})
+	}
+	return p.render(w, r, "site", view{Title: f.Name, Kind: typeName(f.Type), Section: "sites", Icon: "sites", Crumbs: []crumb{{"Sites", "/portal/sites"}},
+		URL: "/portal/sites/" + url.PathEscape(f.Name) + query(r), Topics: "site", Body: b})
+}
+
+func (p sitePages) keyRow(k vault.RegistrationKey) keyRow {
+	row := keyRow{RegistrationKey: k, State: pill{"good", "ok", "Valid"}, Live: true}
+	switch {
+	case k.Revoked:
+		row.State, row.Live = pill{"idle", "dot", "Revoked"}, false
+	case !p.now().Before(k.Expires):
+		row.State, row.Live = pill{"idle", "dot", "Expired"}, false
+	case k.OneTime && k.Uses > 0:
+		row.State, row.Live = pill{"idle", "dot", "Used"}, false
+	}
+	return row
+}
+
+// keyFileName is a short name that survives every shell.
+func keyFileName(f dr.Fabric) string {
+	name := strings.Map(func(c rune) rune {
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '.' {
+			return c
+		}
+		return '_'
+	}, f.Name)
+	return name + ".VaultCredentials"
+}
+
+// key issues a registration key and sends it as a file. It is the only place
+// where the secret appears.
+func (p sitePages) key(w http.ResponseWriter, r *request) error {
+	f, err := p.v.Fabric(r.Context(), r.PathValue("site"))
+	if err != nil {
+		return err
+	}
+	k, err := p.v.IssueKey(r.Context(), vault.KeyRequest{Fabric: f.Name, OneTime: r.PostFormValue("onetime") != "", By: r.who.Name})
+	if err != nil {
+		return p.again(w, r, err, p.show)
+	}
+	id := p.v.Identity()
+	file, err := armwire.KeyFile{SubscriptionID: id.SubscriptionID, ResourceGroup: id.ResourceGroup, VaultName: id.Name, ResourceID: id.ResourceID,
+		Location: id.Location, TenantID: id.TenantID, SiteID: string(f.ID), SiteName: f.Name,
+		Credential: armwire.Credential{VaultURL: k.VaultURL, CAPin: k.CAPin, KeyID: k.ID, Secret: k.Secret, Fabric: string(k.Fabric), Expires: k.Expires.UTC()}}.Encode()
+	if err != nil {
+		return dr.Errorf(dr.KindInternal, "portal.key", "make the key file: %w", err)
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": keyFileName(f)}))
+	_, _ = w.Write(file) // the browser has gone: the key is listed and can be revoked
+	return nil
+}
+
+func (p sitePages) remove(w http.ResponseWriter, r *request) error {
+	name := r.PathValue("site")
+	if r.PostFormValue("confirm") != name {
+		return p.again(w, r, dr.Errorf(dr.KindInvalid, "portal.removeSite", "the name entered is not %q: nothing was changed", name).
+			WithHint("Type the site's name exactly to confirm."), p.show)
+	}
+	job, err := p.v.RemoveFabric(r.Context(), name, r.PostFormValue("force") != "", r.who.Name)
+	if err != nil {
+		return p.again(w, r, err, p.show)
+	}
+	return p.done(w, r, "/portal/sites", job)
+}
+
+func (p sitePages) check(w http.ResponseWriter, r *request) error {
+	job, err := p.v.CheckConsistency(r.Context(), r.PathValue("site"), r.who.Name)
+	if err != nil {
+		return p.again(w, r, err, p.show)
+	}
+	return p.done(w, r, "/portal/jobs/"+url.PathEscape(string(job)), "")
+}
+
+func (p sitePages) revoke(w http.ResponseWriter, r *request) error {
+	f, err := p.v.Fabric(r.Context(), r.PathValue("site"))
+	if err != nil {
+		return err
+	}
+	if err := p.v.RevokeKey(r.Context(), r.PathValue("key"), r.who.Name); err != nil {
+		return p.again(w, r, err, p.show)
+	}
+	return p.done(w, r, "/portal/sites/"+url.PathEscape(f.Name), "")
+}
+
+// host does something with a host of the site.
+func (p sitePages) host(w http.ResponseWriter, r *request, do func(f dr.Fabric, id dr.AgentID) (dr.JobID, error)) error {
+	f, err := p.v.Fabric(r.Context(), r.PathValue("site"))
+	if err != nil {
+		return err
+	}
+	job, err := do(f, dr.AgentID(r.PathValue("host")))
+	if err != nil {
+		return p.again(w, r, err, p.show)
+	}
+	return p.done(w, r, "/portal/sites/"+url.PathEscape(f.Name), job)
+}
+
+func (p sitePages) refresh(w http.ResponseWriter, r *request) error {
+	return p.host(w, r, func(f dr.Fabric, id dr.AgentID) (dr.JobID, error) {
+		return p.v.RefreshProvider(r.Context(), f.ID, id, r.who.Name)
+	})
+}
+
+func (p sitePages) removeHost(w http.ResponseWriter, r *request) error {
+	return p.host(w, r, func(f dr.Fabric, id dr.AgentID) (dr.JobID, error) {
+		return p.v.RemoveProvider(r.Context(), f.ID, id, r.PostFormValue("force") != "", r.who.Name)
+	})
+}

@@ -1,0 +1,320 @@
+package portal
+
+import (
+	"cmp"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"holdfast/internal/dr"
+	"holdfast/internal/vault"
+)
+
+// vmPages are the VMs that were discovered and can be protected.
+type vmPages struct{ *core }
+
+// vmRow is a discovered VM with what is in the way of its protection.
+type vmRow struct {
+	dr.VM
+	Site  dr.Fabric
+	Host  dr.Provider
+	Item  dr.ItemID // protected as
+	State pill
+	Stops []string // it can't be protected
+	Notes []string // it can, but one should know
+}
+
+// Ready reports that replication can be enabled.
+func (v vmRow) Ready() bool { return v.Item == "" && len(v.Stops) == 0 }
+
+// Size is the sum of the disks.
+func (v vmRow) Size() (n int64) {
+	for _, d := range v.Disks {
+		n += d.Size
+	}
+	return n
+}
+
+// readiness looks for what the discovery already shows; the prerequisites
+// check of the job looks again on the host.
+func (c *core) readiness(vm dr.VM, e *estate) vmRow {
+	r := vmRow{VM: vm, Site: e.fabric[vm.Fabric], Host: e.host[vm.Agent]}
+	for _, it := range e.Items {
+		if it.Fabric == vm.Fabric && it.VM == vm.ID && it.Protection != dr.EnableFailed {
+			r.Item = it.ID
+		}
+	}
+	stop := func(format string, a ...any) { r.Stops = append(r.Stops, fmt.Sprintf(format, a...)) }
+	note := func(format string, a ...any) { r.Notes = append(r.Notes, fmt.Sprintf(format, a...)) }
+	switch {
+	case vm.Gone:
+		stop("Its host does not report it any more. Start discovery again, or ignore it if it was deleted.")
+	case r.Host.ID == "":
+		stop("Its host is not registered any more.")
+	case !r.Host.HasRole(dr.RoleSource):
+		stop("Host %s is not registered with the source role.", r.Host.Host)
+	}
+	usable := 0
+	for _, d := range vm.Disks {
+		switch {
+		case d.Shared:
+			note("Disk %s is shared between VMs and must be excluded.", d.ID)
+		case d.PassThru:
+			note("Disk %s is a pass-through disk and must be excluded.", d.ID)
+		case d.Unreplicatable != "":
+			note("Disk %s can't be tracked: %s", d.ID, sentence(d.Unreplicatable))
+		default:
+			usable++
+		}
+	}
+	if usable == 0 {
+		stop("It has no disk that can be replicated.")
+	}
+	if r.Host.ID != "" && !c.v.Connected(r.Host) {
+		note("Host %s is not connected now.", r.Host.Host)
+	}
+	if !vm.Running {
+		note("It is shut off; replication begins when it runs.")
+	}
+	switch {
+	case r.Item != "":
+		r.State = pill{"idle", "ok", "Protected"}
+	case len(r.Stops) > 0:
+		r.State = pill{"bad", "error", "Not ready"}
+	case len(r.Notes) > 0:
+		r.State = pill{"warn", "warning", "Ready with notes"}
+	default:
+		r.State = pill{"good", "ok", "Ready"}
+	}
+	return r
+}
+
+// usable reports whether a disk can be replicated.
+func usable(d dr.Disk) bool { return !d.Shared && !d.PassThru && d.Unreplicatable == "" }
+
+type vmsBody struct {
+	Rows        []vmRow
+	Total       int
+	Query, Site string
+	All         bool
+	Estate      *estate
+	pages
+}
+
+func (p vmPages) list(w http.ResponseWriter, r *request) error {
+	e, err := p.estate(r.Context())
+	if err != nil {
+		return err
+	}
+	q := r.URL.Query()
+	b := vmsBody{Query: strings.TrimSpace(q.Get("q")), Site: q.Get("site"), All: q.Get("all") != "", Estate: e}
+	for _, f := range e.Fabrics {
+		if b.Site != "" && f.Name != b.Site {
+			continue
+		}
+		vms, err := p.v.VMs(r.Context(), f.ID)
+		if err != nil {
+			return err
+		}
+		for _, vm := range vms {
+			row := p.readiness(vm, e)
+			b.Total++
+			if (b.All || row.Item == "") && (b.Query == "" || strings.Contains(strings.ToLower(vm.Name), strings.ToLower(b.Query))) {
+				b.Rows = append(b.Rows, row)
+			}
+		}
+	}
+	slices.SortStableFunc(b.Rows, func(x, y vmRow) int { return cmp.Compare(strings.ToLower(x.Name), strings.ToLower(y.Name)) })
+	b.Rows, b.pages = paged(r, b.Rows, pageSize)
+	return p.render(w, r, "vms", view{Title: "Replicable VMs", Kind: "Discovered on registered hosts", Section: "vms", Icon: "vms", Topics: "site item", Body: b})
+}
+
+// enableForm is what the form of a VM shows and returns.
+type enableForm struct {
+	vmRow
+	Policies []dr.Policy
+	Targets  []dr.Fabric // sites with a recovery host
+	Policy   string
+	Target   string // fabric name; empty = found by the vault
+	Disks    map[string]bool
+	New      policyForm // of a new policy
+	RecName  string
+	Networks []string
+	Network  string
+}
+
+// newPolicy is the choice that makes a policy on the way.
+const newPolicy = "+new"
+
+func (p vmPages) prepare(r *request) (*estate, enableForm, error) {
+	e, err := p.estate(r.Context())
+	if err != nil {
+		return nil, enableForm{}, err
+	}
+	f, err := p.v.Fabric(r.Context(), r.PathValue("site"))
+	if err != nil {
+		return nil, enableForm{}, err
+	}
+	vm, err := p.v.VM(r.Context(), f.ID, dr.VMID(r.PathValue("vm")))
+	if err != nil {
+		return nil, enableForm{}, err
+	}
+	b := enableForm{vmRow: p.readiness(vm, e), Policies: e.Policies, Disks: map[string]bool{}, New: defaultPolicy()}
+	for _, t := range e.Fabrics {
+		if slices.ContainsFunc(e.Hosts, func(h dr.Provider) bool {
+			return h.Fabric == t.ID && h.HasRole(dr.RoleRecovery) && h.ID != vm.Agent
+		}) {
+			b.Targets = append(b.Targets, t)
+		}
+	}
+	for _, d := range vm.Disks {
+		b.Disks[d.ID] = usable(d)
+	}
+	return e, b, nil
+}
+
+func (p vmPages) form(w http.ResponseWriter, r *request) error {
+	_, b, err := p.prepare(r)
+	if err != nil {
+		return err
+	}
+	b.Policy = newPolicy
+	if len(b.Policies) > 0 {
+		b.Policy = b.Policies[0].Name
+	}
+	for _, t := range b.Targets { // another site first
+		if b.Target == "" || t.ID != b.VM.Fabric {
+			b.Target = t.Name
+		}
+	}
+	if r.problem != nil { // keep what was entered
+		b.Policy, b.Target, b.RecName, b.Network = r.PostForm.Get("policy"), r.PostForm.Get("target"), r.PostForm.Get("name"), r.PostForm.Get("network")
+		b.New = policyFormOf(r.PostForm.Get)
+		for id := range b.Disks {
+			b.Disks[id] = slices.Contains(r.PostForm["disk"], id)
+		}
+	}
+	return p.render(w, r, "enable", view{Title: "Enable replication", Kind: b.Name, Section: "vms", Icon: "vms", Crumbs: []crumb{{"Replicable VMs", "/portal/vms"}}, Body: b})
+}
+
+func (p vmPages) enable(w http.ResponseWriter, r *request) error {
+	if err := r.ParseForm(); err != nil {
+		return dr.Errorf(dr.KindInvalid, "portal.enable", "the form could not be read")
+	}
+	job, err := p.enableVM(r)
+	if err != nil {
+		return p.again(w, r, err, p.form)
+	}
+	to := "/portal/jobs/" + url.PathEscape(string(job))
+	if j, err := p.v.Job(r.Context(), job); err == nil && j.Item != "" {
+		return p.done(w, r, "/portal/items/"+url.PathEscape(string(j.Item)), job)
+	}
+	return p.done(w, r, to, "")
+}
+
+// enableVM makes the policy and the mapping where they are missing, then
+// starts protection. Each part may be repeated.
+func (p vmPages) enableVM(r *request) (dr.JobID, error) {
+	const op = "portal.enable"
+	ctx := r.Context()
+	e, b, err := p.prepare(r)
+	if err != nil {
+		return "", err
+	}
+	disks := r.PostForm["disk"]
+	if len(disks) == 0 {
+		return "", dr.New(dr.KindInvalid, dr.CodeNoDisks, op, "no disk of %s was chosen", b.Name).WithHint("Choose at least the disk with the operating system.")
+	}
+	name := r.PostForm.Get("policy")
+	if name == newPolicy {
+		pol, err := policyFormOf(r.PostForm.Get).policy()
+		if err != nil {
+			return "", err
+		}
+		if _, err := p.v.SavePolicy(ctx, pol, true, r.who.Name); err != nil {
+			return "", err
+		}
+		name = pol.Name
+	}
+	pol, err := p.v.Policy(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	if target := r.PostForm.Get("target"); target != "" {
+		i := slices.IndexFunc(b.Targets, func(f dr.Fabric) bool { return f.Name == target })
+		if i < 0 {
+			return "", dr.New(dr.KindPrecondition, dr.CodeNoRecoverySite, op, "site %q has no host with the recovery role", target)
+		}
+		if err := p.mapTo(r, e, b.Site, pol, b.Targets[i]); err != nil {
+			return "", err
+		}
+	}
+	if len(disks) == len(b.VM.Disks) {
+		disks = nil // all, as the API says it
+	}
+	return p.v.Enable(ctx, vault.EnableRequest{Fabric: b.Site.Name, Name: string(b.VM.ID), VM: b.VM.ID, Policy: pol.Name, Disks: disks, By: r.who.Name,
+		Settings: dr.ItemSettings{RecoveryVMName: strings.TrimSpace(r.PostForm.Get("name")), Network: strings.TrimSpace(r.PostForm.Get("network"))}})
+}
+
+// mapTo makes sure that the policy lets the site's VMs recover at target.
+func (p vmPages) mapTo(r *request, e *estate, site dr.Fabric, pol dr.Policy, target dr.Fabric) error {
+	maps, err := p.v.Mappings(r.Context(), site.ID)
+	if err != nil {
+		return err
+	}
+	for _, m := range maps {
+		switch {
+		case m.Policy != pol.ID || m.TargetFabric == "":
+		case m.TargetFabric == target.ID:
+			return nil
+		default:
+			return dr.Errorf(dr.KindConflict, "portal.enable", "by policy %q the VMs of site %q recover at site %q", pol.Name, site.Name, e.fabric[m.TargetFabric].Name).
+				WithHint("Choose that site, or another policy.")
+		}
+	}
+	id := p.v.Identity()
+	clip := func(s string) string { return strings.Trim(s[:min(len(s), 20)], "._ -") }
+	_, err = p.v.CreateMapping(r.Context(), dr.ContainerMapping{Fabric: site.ID, Policy: pol.ID,
+		Name: clip(pol.Name) + "-to-" + clip(target.Name) + "-" + clip(string(pol.ID))[:min(len(clip(string(pol.ID))), 8)],
+		Target: fmt.Sprintf("/subscriptions/%s/resourceGroups/%s/providers/Microsoft.RecoveryServices/vaults/%s/replicationFabrics/%s/replicationProtectionContainers/%s",
+			id.SubscriptionID, id.ResourceGroup, id.Name, target.Name, target.ContainerName())}, r.who.Name)
+	return err
+}
+
+// policyForm is a policy as people enter it.
+type policyForm struct {
+	Name                      string
+	Copy, Retention, AppEvery string // seconds, hours, hours
+}
+
+func defaultPolicy() policyForm {
+	return policyForm{Name: "5-minutes-24-hours", Copy: "300", Retention: "24", AppEvery: "1"}
+}
+
+func policyFormOf(form func(string) string) policyForm {
+	return policyForm{strings.TrimSpace(form("policyName")), form("copy"), form("retention"), form("app")}
+}
+
+// policy checks what can be checked before the vault does.
+func (f policyForm) policy() (dr.Policy, error) {
+	p := dr.Policy{Name: f.Name}
+	for _, x := range []struct {
+		text, what string
+		unit       time.Duration
+		to         *time.Duration
+	}{
+		{f.Copy, "copy frequency (seconds)", time.Second, &p.CopyFrequency},
+		{f.Retention, "retention (hours)", time.Hour, &p.Retention},
+		{f.AppEvery, "application-consistent frequency (hours)", time.Hour, &p.AppFrequency},
+	} {
+		var n int64
+		if _, err := fmt.Sscanf(strings.TrimSpace(x.text)+"\n", "%d\n", &n); err != nil || n < 0 || n > 1e6 {
+			return p, dr.New(dr.KindInvalid, dr.CodePolicyInvalid, "portal.policy", "the %s %q is not a whole number", x.what, x.text)
+		}
+		*x.to = time.Duration(n) * x.unit
+	}
+	return p, p.Validate()
+}

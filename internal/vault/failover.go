@@ -1,0 +1,332 @@
+package vault
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"strings"
+
+	"holdfast/internal/dr"
+	"holdfast/internal/job"
+	"holdfast/internal/sqldb"
+	"holdfast/internal/vaultdb"
+)
+
+// itemScenarios are the jobs of protected items. The comments of the steps'
+// functions say what each does and why it may run twice.
+func (v *Vault) itemScenarios() map[string]scenario {
+	shutdown := step{"ShutdownSource", "Shut the source VM down", 2, v.shutdownStep()}
+	drain := step{"SynchronizeLatestChanges", "Send the latest changes", 4, v.drainStep()}
+	prepare := step{"PrepareRecoveryPoint", "Prepare the recovery point", 0, v.prepareStep}
+	boot := step{"StartRecoveryVM", "Start the recovery VM", 3, v.bootStep()}
+	verify := step{"VerifyBoot", "Wait for a sign of life", 2, v.verifyStep()}
+	remove := step{"RemoveRecoveryVM", "Remove the recovery VM", 0, v.removeStep()}
+	start := step{"StartSourceVM", "Start the source VM", 4, v.startSourceStep()}
+	resume := step{"ResumeReplication", "Resume replication", 0, v.resumeStep}
+	undo := []step{remove, start, resume}
+	check := func(name string) step { return step{name, "Check prerequisites", 3, v.failoverCheckStep} }
+	return map[string]scenario{
+		"EnableDr": {steps: []step{
+			{"PrerequisitesCheck", "Check prerequisites", 2, v.prerequisitesStep()},
+			{"CreateReplicationRelationship", "Create the replication relationship", 0, v.relationshipStep},
+			{"StartReplication", "Start replication", 4, v.startReplicationStep()},
+		}},
+		"IrCompletion": {steps: []step{
+			{"InitialReplication", "Send the disks", 0, v.initialStep()},
+			{"FinalizeProtection", "Finalize protection", 0, v.finalizeStep},
+		}},
+		"DisableDr": {steps: []step{
+			{"StopReplication", "Stop replication at the source", 0, v.stopStep()},
+			{"RemoveReplicationRelationship", "Remove the replication relationship", 0, v.forgetStep},
+		}},
+		"Resync": {steps: []step{{"RequestResynchronization", "Ask the source for a resynchronization", 0, v.resyncStep}}},
+		"TestFailover": {
+			steps:  []step{check("PrerequisitesCheck"), prepare, {"CreateTestVM", "Start the test VM", 3, v.bootStep()}, verify},
+			onFail: []step{{"RemoveTestVM", "Remove the test VM", 3, v.removeStep()}},
+		},
+		"TestFailoverCleanup": {steps: []step{{"RemoveTestVM", "Remove the test VM", 0, v.removeStep()}}},
+		"PlannedFailover": {
+			steps:  []step{check("PrerequisitesCheck"), shutdown, drain, prepare, boot, verify},
+			onFail: undo,
+		},
+		"UnplannedFailover": {
+			steps:  []step{check("PrerequisitesCheck"), shutdown, drain, prepare, boot, verify},
+			onFail: undo,
+		},
+		"CommitFailover": {steps: []step{{"CommitFailover", "Commit the failover", 0, v.commitStep}}},
+		"CancelFailover": {steps: undo},
+		"ChangePit":      {steps: []step{prepare, remove, boot, verify}},
+		"MakeLocal":      {steps: []step{{"MakeLocal", "Copy the disks to the recovery host", 0, v.makeLocalStep}}},
+	}
+}
+
+func (v *Vault) finals() map[string]func(context.Context, *sql.Tx, *job.Job) error {
+	return map[string]func(context.Context, *sql.Tx, *job.Job) error{
+		"EnableDr": v.enableFinal, "DisableDr": v.disableFinal, "Resync": v.plainFinal, "TestFailover": v.testFinal, "TestFailoverCleanup": v.cleanupFinal,
+		"PlannedFailover": v.failoverFinal, "UnplannedFailover": v.failoverFinal, "CommitFailover": v.commitFinal,
+		"CancelFailover": v.cancelFinal, "ChangePit": v.changeFinal,
+	}
+}
+
+// StartFailover starts a test, planned or unplanned failover. A planned one
+// always takes the newest point: it is made by the failover itself.
+func (v *Vault) StartFailover(ctx context.Context, r FailoverRequest) (dr.JobID, error) {
+	in := itemInput{Item: r.Item, Kind: r.Kind, Point: r.Point, Network: r.Network, Offline: r.NoNetwork, Source: r.SourceAction}
+	var op Operation
+	var scenario string
+	switch r.Kind {
+	case dr.KindTestFailover:
+		op, scenario = OpTestFailover, "TestFailover"
+	case dr.KindPlannedFailover:
+		op, scenario, in.Source, in.Point = OpPlannedFailover, "PlannedFailover", true, ""
+	case dr.KindUnplannedFailover:
+		op, scenario = OpUnplannedFailover, "UnplannedFailover"
+	default:
+		return "", dr.Errorf(dr.KindInvalid, "vault.StartFailover", "%q is not a kind of failover", r.Kind)
+	}
+	return v.startItem(ctx, r.Item, op, scenario, r.By, in, func(ctx context.Context, tx *sql.Tx, it *vaultdb.Item) error {
+		if _, err := resolvePoint(ctx, tx, *it, in.Point); err != nil {
+			return err
+		}
+		if r.Kind == dr.KindTestFailover {
+			it.Test, it.TestNetwork, it.LastTestReport = dr.TestRunning, r.Network, ""
+			return nil
+		}
+		it.Failover = dr.FailoverInProgress
+		return nil
+	})
+}
+
+// CleanupTest removes the test VM of an item. It also works after a test that
+// failed half-way and when the recovery host has restarted.
+func (v *Vault) CleanupTest(ctx context.Context, id dr.ItemID, comments, by string) (dr.JobID, error) {
+	return v.startItem(ctx, id, OpTestFailoverCleanup, "TestFailoverCleanup", by, itemInput{Item: id, Kind: dr.KindTestFailover, Comments: comments},
+		func(ctx context.Context, tx *sql.Tx, it *vaultdb.Item) error {
+			it.Test = dr.TestCleaning
+			if comments == "" {
+				return nil
+			}
+			return v.note(ctx, tx, vaultdb.Event{Kind: "testNotes", Item: id, By: by}, "notes on the test failover of %s: %s", it.VMName, comments)
+		})
+}
+
+// Commit makes a pending failover final: the recovery VM is the production VM
+// and replication from the old source has ended.
+func (v *Vault) Commit(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error) {
+	return v.startItem(ctx, id, OpCommit, "CommitFailover", by, itemInput{Item: id}, func(context.Context, *sql.Tx, *vaultdb.Item) error { return nil })
+}
+
+// CancelFailover takes a pending failover back: the recovery VM is removed
+// with what was written in it, the source VM is started again if the failover
+// had shut it down, and replication goes on in a new generation from the last good cut.
+func (v *Vault) CancelFailover(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error) {
+	return v.startItem(ctx, id, OpCancelFailover, "CancelFailover", by, itemInput{Item: id, Kind: dr.KindUnplannedFailover},
+		func(_ context.Context, _ *sql.Tx, it *vaultdb.Item) error {
+			it.Failover = dr.FailoverCancelling
+			return nil
+		})
+}
+
+// ChangePoint replaces the recovery VM of a pending failover by one from
+// another recovery point.
+func (v *Vault) ChangePoint(ctx context.Context, id dr.ItemID, point, by string) (dr.JobID, error) {
+	in := itemInput{Item: id, Kind: dr.KindUnplannedFailover, Point: point}
+	return v.startItem(ctx, id, OpChangePit, "ChangePit", by, in, func(ctx context.Context, tx *sql.Tx, it *vaultdb.Item) error {
+		_, err := resolvePoint(ctx, tx, *it, point)
+		return err
+	})
+}
+
+// resolvePoint finds a recovery point by what a caller asks for: "" or
+// "Latest" and "LatestProcessed" (the same here: a point that is listed needs no more
+// processing), "LatestApplicationConsistent", "LatestCrashConsistent" (any), a name, or an id that ends in a name.
+func resolvePoint(ctx context.Context, q sqldb.Querier, it vaultdb.Item, want string) (vaultdb.Point, error) {
+	name := want[strings.LastIndexByte(want, '/')+1:]
+	switch strings.ToLower(name) {
+	case "", "latest", "latestprocessed", "latestcrashconsistent":
+		return vaultdb.LatestPoint(ctx, q, it.Machine, "")
+	case "latestapplicationconsistent":
+		return vaultdb.LatestPoint(ctx, q, it.Machine, dr.AppConsistent)
+	}
+	g, n, err := dr.ParsePointName(strings.ToLower(name))
+	if err != nil {
+		return vaultdb.Point{}, err
+	}
+	return vaultdb.PointByNumber(ctx, q, it.Machine, g, n)
+}
+
+func decodeInput(j *job.Job, in *itemInput) error {
+	if err := json.Unmarshal(j.Input, in); err != nil {
+		return dr.Errorf(dr.KindCorrupt, "vault.decodeInput", "decode the input of job %s: %w", j.ID, err)
+	}
+	return nil
+}
+
+func (v *Vault) plainFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+	return v.finish(ctx, tx, j, func(*vaultdb.Item) error { return nil })
+}
+
+// servingOf finds the item's serving for a test or for a failover; ok is false if there is none.
+func servingOf(ctx context.Context, q sqldb.Querier, item dr.ItemID, test bool, except string) (s vaultdb.Serving, ok bool, err error) {
+	all, err := vaultdb.Servings(ctx, q, item)
+	for _, x := range all {
+		if (x.Kind == dr.KindTestFailover) == test && x.ID != except {
+			return x, true, err
+		}
+	}
+	return s, false, err
+}
+
+// testFinal: the test VM waits for its clean-up; after a failure it does so
+// only if there is something to clean up.
+func (v *Vault) testFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
+		_, left, err := servingOf(ctx, tx, it.ID, true, "")
+		switch {
+		case j.State == job.Succeeded:
+			it.Test = dr.TestWaiting
+		case left:
+			it.Test = dr.TestFailed
+		default:
+			it.Test, it.TestVM, it.TestNetwork = dr.TestNone, "", ""
+		}
+		if j.State != job.Succeeded && it.LastTestReport == "" {
+			it.LastTestReport = testReport{Job: j.ID, Reason: failureText(j)}.text()
+		}
+		return err
+	})
+}
+
+func failureText(j *job.Job) string {
+	if j.Failure != nil {
+		return j.Failure.Message
+	}
+	return string(j.State)
+}
+
+// testReport is the JSON of ProtectedItem.LastTestReport.
+type testReport struct {
+	OK         bool    `json:"ok"`
+	Job        string  `json:"job"`
+	VM         string  `json:"vm,omitempty"`
+	Point      string  `json:"recoveryPoint,omitempty"`
+	BootSecs   float64 `json:"bootSeconds,omitempty"`
+	RTOSecs    float64 `json:"rtoSeconds,omitempty"`
+	Matched    string  `json:"matched,omitempty"`
+	Console    string  `json:"console,omitempty"`
+	Screenshot string  `json:"screenshot,omitempty"` // id of the job that has it
+	Reason     string  `json:"reason,omitempty"`
+	At         string  `json:"at,omitempty"`
+}
+
+func (r testReport) text() string {
+	b, err := json.Marshal(r)
+	if err != nil { // only strings and finite numbers go in
+		return "{}"
+	}
+	return string(b)
+}
+
+// cleanupFinal: a test counts when both it and its clean-up succeeded.
+func (v *Vault) cleanupFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
+		_, left, err := servingOf(ctx, tx, it.ID, true, "")
+		if err != nil {
+			return err
+		}
+		if left {
+			it.Test = dr.TestFailed
+			return nil
+		}
+		var r testReport
+		if json.Unmarshal([]byte(it.LastTestReport), &r) == nil && r.OK {
+			it.LastTest = v.now()
+		}
+		it.Test, it.TestVM, it.TestNetwork = dr.TestNone, "", ""
+		return nil
+	})
+}
+
+// failoverFinal: the VM runs at the recovery site, or everything is as before.
+func (v *Vault) failoverFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
+		s, left, err := servingOf(ctx, tx, it.ID, false, "")
+		if err != nil {
+			return err
+		}
+		if j.State == job.Succeeded {
+			it.Failover, it.Active, it.LastFailover = dr.FailoverCommitPending, dr.AtRecovery, v.now()
+			return v.startMakeLocal(ctx, tx, *it, s, j)
+		}
+		it.Failover, it.Active, it.FailedOverTo = dr.FailoverFailed, dr.AtPrimary, ""
+		if j.State == job.Cancelled && !left {
+			it.Failover = dr.FailoverNone
+		}
+		if !left {
+			it.RecoveryVM = ""
+		}
+		return nil
+	})
+}
+
+// startMakeLocal submits the job that frees the recovery VM from the store. It
+// has a lock of its own: it never stands in the way of a commit.
+func (v *Vault) startMakeLocal(ctx context.Context, tx *sql.Tx, it vaultdb.Item, s vaultdb.Serving, j *job.Job) error {
+	if s.ID == "" || s.Local {
+		return nil
+	}
+	return v.submitItem(ctx, tx, j.ID+"-local", "MakeLocal", lockMakeLocal(it.ID), it, itemInput{Item: it.ID, Serving: s.ID}, j.By)
+}
+
+func (v *Vault) commitStep(context.Context, *job.StepContext) (job.Result, error) {
+	return job.Done(nil, nil), nil // the end of the job changes the item
+}
+
+func (v *Vault) commitFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
+		if j.State == job.Succeeded {
+			it.Failover = dr.FailoverCommitted
+		}
+		return nil
+	})
+}
+
+// cancelFinal: back at the primary site, unless the recovery VM could not be removed.
+func (v *Vault) cancelFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
+		_, left, err := servingOf(ctx, tx, it.ID, false, "")
+		switch {
+		case err != nil:
+			return err
+		case left && it.FailedOverTo != "" && it.Active == dr.AtRecovery:
+			it.Failover = dr.FailoverCommitPending
+			return nil
+		case left || j.State != job.Succeeded:
+			it.Failover = dr.FailoverFailed
+		default:
+			it.Failover = dr.FailoverNone
+		}
+		it.Active = dr.AtPrimary
+		if !left {
+			it.RecoveryVM, it.FailedOverTo = "", ""
+		}
+		return nil
+	})
+}
+
+// changeFinal: the failover stays pending, whichever point runs.
+func (v *Vault) changeFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
+		s, left, err := servingOf(ctx, tx, it.ID, false, "")
+		if err != nil {
+			return err
+		}
+		if !left {
+			it.RecoveryVM = ""
+		}
+		if s.VM == "" {
+			return nil
+		}
+		return v.startMakeLocal(ctx, tx, *it, s, j)
+	})
+}

@@ -1,0 +1,648 @@
+package vault
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"holdfast/internal/agentapi"
+	"holdfast/internal/dr"
+	"holdfast/internal/hypervisor"
+	"holdfast/internal/job"
+	"holdfast/internal/sqldb"
+	"holdfast/internal/vaultdb"
+)
+
+const (
+	bootTimeout   = 15 * time.Minute
+	removeTimeout = 10 * time.Minute
+	startTimeout  = 10 * time.Minute
+)
+
+// failoverCheckStep chooses the recovery host and refuses what can't work,
+// before anything is changed.
+func (v *Vault) failoverCheckStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+	const op = "vault.PrerequisitesCheck"
+	in, it, err := v.load(ctx, s)
+	if err != nil {
+		return job.Result{}, err
+	}
+	if _, err := resolvePoint(ctx, v.q(), it, in.Point); err != nil {
+		return job.Result{}, err
+	}
+	site, err := recoveryFabric(ctx, v.q(), it.Fabric, it.Policy, it.SourceAgent)
+	if err != nil {
+		return job.Result{}, err
+	}
+	host, err := v.chooseHost(ctx, it, site)
+	if err != nil {
+		return job.Result{}, err
+	}
+	nets, err := vaultdb.Networks(ctx, v.q(), site)
+	if err != nil {
+		return job.Result{}, err
+	}
+	for _, n := range nets {
+		if in.Kind == dr.KindTestFailover && n.Agent == host.ID && n.Name == testNetwork(in, it) && !n.Isolated {
+			return job.Result{}, dr.New(dr.KindPrecondition, dr.CodeNetworkNotIsolated, op, "network %q of host %s is not isolated", n.Name, host.Host)
+		}
+	}
+	if in.Kind == dr.KindPlannedFailover {
+		src, err := vaultdb.ProviderByID(ctx, v.q(), it.SourceAgent)
+		if err != nil {
+			return job.Result{}, err
+		}
+		if !v.Connected(src.Provider) {
+			return job.Result{}, v.absent(dr.New(dr.KindPrecondition, dr.CodeVaultUnreachable, op, "the source host %s is not connected: a planned failover needs it", src.Host).
+				WithHint("start the agent on the source host, or use an unplanned failover if the host is lost"))
+		}
+	}
+	if err := v.dropLeftover(ctx, s, in, it); err != nil {
+		return job.Result{}, err
+	}
+	return job.Done(stepOut{Agent: host.ID, Outcome: map[string]string{"recoveryHost": host.Host}}, func(tx *sql.Tx) error {
+		it, err := vaultdb.LockItem(ctx, tx, in.Item)
+		if err != nil {
+			return err
+		}
+		it.RecoveryFabric, it.RecoveryAgent = site, host.ID
+		return v.saveItem(ctx, tx, it)
+	}), nil
+}
+
+// absent makes the error about an agent that is not heard of: final, or, right
+// after a start of the vault, a reason to look again.
+func (v *Vault) absent(e *dr.Error) error {
+	if v.settling() {
+		return &job.Error{Class: job.Wait, After: 2 * time.Second, Err: e}
+	}
+	return e
+}
+
+// chooseHost picks a connected recovery host: the one that the item had last,
+// else the one that runs the fewest recovery VMs.
+func (v *Vault) chooseHost(ctx context.Context, it vaultdb.Item, site dr.FabricID) (dr.Provider, error) {
+	const op = "vault.PrerequisitesCheck"
+	agents, err := vaultdb.Providers(ctx, v.q(), site)
+	if err != nil {
+		return dr.Provider{}, err
+	}
+	all, err := vaultdb.Servings(ctx, v.q(), "")
+	if err != nil {
+		return dr.Provider{}, err
+	}
+	load := map[dr.AgentID]int{}
+	for _, s := range all {
+		load[s.Agent]++
+	}
+	var best dr.Provider
+	known := 0
+	for _, p := range agents {
+		if !p.HasRole(dr.RoleRecovery) || p.ID == it.SourceAgent {
+			continue
+		}
+		known++
+		switch {
+		case !v.Connected(p.Provider):
+		case best.ID == "", p.ID == it.RecoveryAgent, best.ID != it.RecoveryAgent && load[p.ID] < load[best.ID]:
+			best = p.Provider
+		}
+	}
+	switch {
+	case best.ID != "":
+		return best, nil
+	case known == 0:
+		return best, dr.New(dr.KindPrecondition, dr.CodeNoRecoverySite, op, "the recovery site has no host with the recovery role")
+	}
+	return best, v.absent(dr.New(dr.KindUnavailable, dr.CodeRecoveryAgentDown, op, "none of the %d recovery hosts is connected", known))
+}
+
+// dropLeftover deals with what an earlier failover could not remove: while its
+// host is connected that has to be removed first; a host that is lost keeps
+// nobody from failing over to another one, its serving is ended.
+func (v *Vault) dropLeftover(ctx context.Context, s *job.StepContext, in itemInput, it vaultdb.Item) error {
+	old, ok, err := servingOf(ctx, v.q(), it.ID, in.Kind == dr.KindTestFailover, "")
+	if err != nil || !ok {
+		return err
+	}
+	p, err := vaultdb.ProviderByID(ctx, v.q(), old.Agent)
+	if err != nil && dr.KindOf(err) != dr.KindNotFound {
+		return err
+	}
+	if err == nil && v.Connected(p.Provider) {
+		return dr.New(dr.KindPrecondition, dr.CodeOperationNotAllowed, "vault.PrerequisitesCheck", "host %s still has the recovery VM of an earlier failover of %s", p.Host, it.VMName).
+			WithHint("cancel the failover (or clean up the test) first, which removes it")
+	}
+	return s.Commit(ctx, func(tx *sql.Tx) error {
+		if err := v.note(ctx, tx, vaultdb.Event{Kind: "leftover", Item: it.ID, Agent: old.Agent, By: s.Job().By, Audit: true},
+			"the recovery VM %s of %s may still exist on host %s, which is not connected: it can't read the store any more", old.VM, it.VMName, p.Host); err != nil {
+			return err
+		}
+		return vaultdb.DeleteServing(ctx, tx, old.ID)
+	})
+}
+
+// sourceStep is a step at the source. In an unplanned failover it is best
+// effort: not asked for, not reachable and failed are all reasons to go on.
+func (v *Vault) sourceStep(ask func(ctx context.Context, s *job.StepContext, it vaultdb.Item) (job.Command, error),
+	done func(ctx context.Context, s *job.StepContext, it vaultdb.Item, r job.Reply) (job.Result, error)) job.Handler {
+	return func(ctx context.Context, s *job.StepContext) (job.Result, error) {
+		in, it, err := v.load(ctx, s)
+		if err != nil {
+			return job.Result{}, err
+		}
+		skip := func(why string) (job.Result, error) { return job.Done(stepOut{Skipped: why}, nil), nil }
+		optional := in.Kind != dr.KindPlannedFailover
+		if optional && !in.Source {
+			return skip("not asked for")
+		}
+		r, answered := s.Reply()
+		if answered && r.Err() == nil {
+			return done(ctx, s, it, r)
+		}
+		if answered && !optional {
+			return job.Result{}, r.Err()
+		}
+		if answered {
+			s.Progress(100, clip(r.Err().Error()))
+			return skip(r.Err().Error())
+		}
+		src, err := vaultdb.ProviderByID(ctx, v.q(), it.SourceAgent)
+		if err != nil {
+			return job.Result{}, err
+		}
+		if optional && !v.Connected(src.Provider) {
+			return skip("the source host is not connected")
+		}
+		c, err := ask(ctx, s, it)
+		if err != nil {
+			return job.Result{}, err
+		}
+		return job.WaitCommand(c), nil
+	}
+}
+
+// shutdownStep shuts the source VM down. That it may be down is noted before
+// it is asked for, so that an undo starts it again whatever gets lost.
+func (v *Vault) shutdownStep() job.Handler {
+	return v.sourceStep(func(ctx context.Context, s *job.StepContext, it vaultdb.Item) (job.Command, error) {
+		err := s.Commit(ctx, func(tx *sql.Tx) error {
+			it, err := vaultdb.LockItem(ctx, tx, it.ID)
+			if err != nil {
+				return err
+			}
+			it.SourceStopped = true
+			return v.saveItem(ctx, tx, it)
+		})
+		payload := agentapi.ShutdownPayload{VM: string(it.VM), TimeoutSeconds: int(v.cfg.ShutdownWait / time.Second)}
+		return command(it.SourceAgent, agentapi.CmdShutdownVM, payload, v.cfg.ShutdownWait+time.Minute), err
+	}, func(context.Context, *job.StepContext, vaultdb.Item, job.Reply) (job.Result, error) {
+		return job.Done(nil, nil), nil
+	})
+}
+
+// drainStep has the source commit everything that is pending as one last cut.
+func (v *Vault) drainStep() job.Handler {
+	return v.sourceStep(func(_ context.Context, s *job.StepContext, it vaultdb.Item) (job.Command, error) {
+		timeout := time.Duration(0) // of a planned failover nothing is left behind
+		if s.Job().Kind != "PlannedFailover" {
+			timeout = v.cfg.DrainWait
+		}
+		return command(it.SourceAgent, agentapi.CmdDrain, machineOf(it), timeout), nil
+	}, func(ctx context.Context, _ *job.StepContext, it vaultdb.Item, r job.Reply) (job.Result, error) {
+		var p agentapi.PointResult
+		if err := r.Decode(&p); err != nil {
+			return job.Result{}, err
+		}
+		if err := v.reconcile(ctx, it, false); err != nil {
+			return job.Result{}, err
+		}
+		if _, err := vaultdb.PointByNumber(ctx, v.q(), it.Machine, dr.Generation(p.Generation), p.N); err != nil {
+			if dr.KindOf(err) == dr.KindNotFound {
+				err = dr.New(dr.KindUnavailable, dr.CodeObjectMissing, "vault.Drain", "the source reports %s as committed, and the store does not list it: %w",
+					dr.PointName(dr.Generation(p.Generation), p.N), err)
+			}
+			return job.Result{}, err
+		}
+		return job.Done(stepOut{Gen: dr.Generation(p.Generation), N: p.N}, nil), nil
+	})
+}
+
+// prepareStep fixes the recovery point and allots the serving under which the
+// recovery host may read it. A failover first fences the source: see openGeneration.
+func (v *Vault) prepareStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+	const op = "vault.PrepareRecoveryPoint"
+	in, it, err := v.load(ctx, s)
+	if err != nil {
+		return job.Result{}, err
+	}
+	failover := s.Job().Kind == "PlannedFailover" || s.Job().Kind == "UnplannedFailover"
+	if failover {
+		if _, err := v.openGeneration(ctx, s, it.ID, "", "failover"); err != nil {
+			return job.Result{}, err
+		}
+	} else if err := v.reconcile(ctx, it, false); err != nil {
+		return job.Result{}, err
+	}
+	p, err := resolvePoint(ctx, v.q(), it, in.Point)
+	if err != nil {
+		return job.Result{}, err
+	}
+	var drained stepOut
+	if ok, err := s.Output("SynchronizeLatestChanges", &drained); err != nil {
+		return job.Result{}, err
+	} else if ok && in.Kind == dr.KindPlannedFailover && (p.Gen != drained.Gen || p.N != drained.N) {
+		return job.Result{}, &job.Error{Class: job.Permanent, Err: dr.New(dr.KindConflict, dr.CodeObjectConflict, op, "the newest recovery point of %s is %s, not %s that the source sent last",
+			it.VMName, p.Name(), dr.PointName(drained.Gen, drained.N))}
+	}
+	serving := vaultdb.Serving{ID: newID(), Item: it.ID, Machine: it.Machine, Gen: p.Gen, N: p.N, Agent: it.RecoveryAgent, Kind: in.Kind, Created: v.now()}
+	out := stepOut{Serving: serving.ID, Gen: p.Gen, N: p.N, Time: sqldb.Micros(p.Time), Agent: serving.Agent,
+		Outcome: map[string]string{"recoveryPoint": p.Name(), "recoveryPointTime": p.Time.Format(time.RFC3339)}}
+	return job.Done(out, func(tx *sql.Tx) error {
+		if failover && !in.Source {
+			if err := v.noteSplitBrain(ctx, tx, it, s.Job()); err != nil {
+				return err
+			}
+		}
+		return vaultdb.SaveServing(ctx, tx, serving)
+	}), nil
+}
+
+// noteSplitBrain records that the source VM may go on running beside the
+// recovery VM. An unplanned failover is allowed to do that; what the source
+// writes from now on is not replicated.
+func (v *Vault) noteSplitBrain(ctx context.Context, tx *sql.Tx, it vaultdb.Item, j *job.Job) error {
+	vm, err := vaultdb.VM(ctx, tx, it.Fabric, it.VM)
+	if err != nil && dr.KindOf(err) != dr.KindNotFound {
+		return err
+	}
+	src, err2 := vaultdb.ProviderByID(ctx, tx, it.SourceAgent)
+	if err2 != nil && dr.KindOf(err2) != dr.KindNotFound {
+		return err2
+	}
+	if err != nil || err2 != nil || !vm.Running || !v.Connected(src.Provider) {
+		return nil
+	}
+	return v.note(ctx, tx, vaultdb.Event{Kind: "sourceStillRunning", Item: it.ID, Agent: it.SourceAgent, By: j.By, Audit: true},
+		"%s still runs on host %s while it is failed over: its replication is fenced, what it writes there from now on is not replicated", it.VMName, src.Host)
+}
+
+// prepared returns the serving that prepareStep of this job allotted.
+func (v *Vault) prepared(ctx context.Context, s *job.StepContext) (vaultdb.Serving, stepOut, error) {
+	var out stepOut
+	if ok, err := s.Output("PrepareRecoveryPoint", &out); err != nil || !ok {
+		return vaultdb.Serving{}, out, err
+	}
+	serving, err := vaultdb.ServingByID(ctx, v.q(), out.Serving)
+	if dr.KindOf(err) == dr.KindNotFound { // purged under the job
+		err = &job.Error{Class: job.Permanent, Err: err}
+	}
+	return serving, out, err
+}
+
+// bootStep brings the prepared point up. The serving's id makes it
+// repeatable: the same serving is the same VM.
+func (v *Vault) bootStep() job.Handler {
+	return v.askAgent(func(ctx context.Context, s *job.StepContext, in itemInput, it vaultdb.Item) (job.Command, string, error) {
+		serving, _, err := v.prepared(ctx, s)
+		if err != nil {
+			return job.Command{}, "", err
+		}
+		payload, err := v.bootPayload(ctx, in, it, serving)
+		if err != nil {
+			return job.Command{}, "", err
+		}
+		serving.Booted = true // from here on there may be something to remove
+		err = s.Commit(ctx, func(tx *sql.Tx) error { return vaultdb.SaveServing(ctx, tx, serving) })
+		return command(serving.Agent, agentapi.CmdBootPoint, payload, bootTimeout), "", err
+	}, func(ctx context.Context, s *job.StepContext, in itemInput, _ vaultdb.Item, r job.Reply) (job.Result, error) {
+		var res agentapi.BootResult
+		if err := r.Decode(&res); err != nil {
+			return job.Result{}, err
+		}
+		serving, out, err := v.prepared(ctx, s)
+		if err != nil {
+			return job.Result{}, err
+		}
+		o := stepOut{Serving: serving.ID, Outcome: map[string]string{"vm": res.VM, "prepareSeconds": seconds(res.PrepareSecs), "startSeconds": seconds(res.StartSecs)}}
+		return job.Done(o, func(tx *sql.Tx) error {
+			serving.VM = dr.VMID(res.VM)
+			if err := vaultdb.SaveServing(ctx, tx, serving); err != nil {
+				return err
+			}
+			it, err := vaultdb.LockItem(ctx, tx, in.Item)
+			if err != nil {
+				return err
+			}
+			if in.Kind == dr.KindTestFailover {
+				it.TestVM = serving.VM
+			} else {
+				it.RecoveryVM, it.FailedOverTo = serving.VM, dr.PointName(out.Gen, out.N)
+			}
+			return v.saveItem(ctx, tx, it)
+		}), nil
+	})
+}
+
+func testNetwork(in itemInput, it vaultdb.Item) string {
+	for _, n := range []string{in.Network, it.Settings.TestNetwork} {
+		if n != "" {
+			return n
+		}
+	}
+	return hypervisor.IsolatedNetwork
+}
+
+func (v *Vault) bootPayload(ctx context.Context, in itemInput, it vaultdb.Item, s vaultdb.Serving) (agentapi.BootPayload, error) {
+	p := agentapi.BootPayload{Machine: string(s.Machine), Generation: uint32(s.Gen), N: s.N, Serving: s.ID, VMName: it.Settings.RecoveryVMName,
+		CPUs: it.Settings.CPUs, MemoryMB: it.Settings.MemoryMB}
+	if p.VMName == "" {
+		p.VMName = it.VMName
+	}
+	if in.Kind == dr.KindTestFailover {
+		p.VMName += "-test"
+		if !in.Offline {
+			p.Network = testNetwork(in, it)
+		}
+		return p, nil
+	}
+	// The recovery VM is the same machine for everybody who knows its identity,
+	// unless both agents work on one host, which can't have it twice.
+	src, err := vaultdb.ProviderByID(ctx, v.q(), it.SourceAgent)
+	if err != nil && dr.KindOf(err) != dr.KindNotFound {
+		return p, err
+	}
+	dst, err := vaultdb.ProviderByID(ctx, v.q(), s.Agent)
+	if err != nil {
+		return p, err
+	}
+	p.KeepUUID = src.MachineID != dst.MachineID
+	if !in.Offline {
+		p.Network, err = v.realNetwork(ctx, in, it, dst)
+	}
+	return p, err
+}
+
+// realNetwork is the network of a real failover: as asked, as set for the
+// item, or the recovery host's network of the same name as the source VM's first. Without any
+// of these the VM comes up with its links down.
+func (v *Vault) realNetwork(ctx context.Context, in itemInput, it vaultdb.Item, host vaultdb.Provider) (string, error) {
+	for _, n := range []string{in.Network, it.Settings.Network} {
+		if n != "" {
+			return n, nil
+		}
+	}
+	vm, err := vaultdb.VM(ctx, v.q(), it.Fabric, it.VM)
+	if dr.KindOf(err) == dr.KindNotFound {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	nets, err := vaultdb.Networks(ctx, v.q(), host.Fabric)
+	for _, nic := range vm.NICs {
+		for _, n := range nets {
+			if nic.Network != "" && n.Name == nic.Network && n.Agent == host.ID && n.Active {
+				return n.Name, err
+			}
+		}
+	}
+	return "", err
+}
+
+// consolePattern is the item's own proof of life, from the settings as the
+// client sent them ("holdfastConsolePattern", RE2 on the serial console).
+func consolePattern(it vaultdb.Item) string {
+	var raw struct {
+		Pattern string `json:"holdfastConsolePattern"`
+	}
+	if json.Unmarshal([]byte(it.Settings.Raw), &raw) != nil {
+		return ""
+	}
+	return raw.Pattern
+}
+
+// verifyStep waits for the VM's sign of life and keeps the proof. A test or a
+// planned failover without it fails. An unplanned failover, or a change of its
+// point, does not: the source may be lost, and a VM that is slow to come up
+// (a file system check) must not be taken away; the job says that it is not proved.
+func (v *Vault) verifyStep() job.Handler {
+	return v.askAgent(func(ctx context.Context, s *job.StepContext, _ itemInput, it vaultdb.Item) (job.Command, string, error) {
+		serving, _, err := v.prepared(ctx, s)
+		payload := agentapi.VerifyPayload{VM: string(serving.VM), ConsolePattern: consolePattern(it), TimeoutSeconds: int(v.cfg.VerifyTimeout / time.Second)}
+		return command(serving.Agent, agentapi.CmdVerifyBoot, payload, v.cfg.VerifyTimeout+time.Minute), "", err
+	}, func(ctx context.Context, s *job.StepContext, in itemInput, it vaultdb.Item, r job.Reply) (job.Result, error) {
+		var res agentapi.VerifyResult
+		if err := r.Decode(&res); err != nil {
+			return job.Result{}, err
+		}
+		_, out, err := v.prepared(ctx, s)
+		if err != nil {
+			return job.Result{}, err
+		}
+		began, now := s.Job().Created, v.now()
+		rto, point := now.Sub(began), sqldb.Time(out.Time)
+		rpo := max(began.Sub(point), 0)
+		o := stepOut{Outcome: map[string]string{"rtoSeconds": seconds(rto.Seconds()), "rpoSeconds": seconds(rpo.Seconds()),
+			"bootSeconds": seconds(res.Seconds), "bootVerified": strconv.FormatBool(res.OK)}}
+		for k, text := range map[string]string{"console": tail(res.Console, 4000), "matched": clip(res.Matched), "bootProblem": clip(res.Reason)} {
+			if text != "" {
+				o.Outcome[k] = text
+			}
+		}
+		report := testReport{OK: res.OK, Job: s.Job().ID, VM: string(it.TestVM), Point: dr.PointName(out.Gen, out.N), BootSecs: res.Seconds,
+			RTOSecs: rto.Seconds(), Matched: clip(res.Matched), Console: tail(res.Console, 4000), Reason: clip(res.Reason), At: now.Format(time.RFC3339)}
+		keep := func(tx *sql.Tx) error {
+			if len(res.Screenshot) > 0 {
+				report.Screenshot = s.Job().ID
+				if err := vaultdb.SaveScreenshot(ctx, tx, dr.JobID(s.Job().ID), in.Item, res.Screenshot, now); err != nil {
+					return err
+				}
+			}
+			if in.Kind != dr.KindTestFailover {
+				return nil
+			}
+			it, err := vaultdb.LockItem(ctx, tx, in.Item)
+			if err != nil {
+				return err
+			}
+			it.LastTestReport = report.text()
+			return v.saveItem(ctx, tx, it)
+		}
+		if !res.OK && in.Kind != dr.KindUnplannedFailover {
+			if err := s.Commit(ctx, keep); err != nil {
+				return job.Result{}, err
+			}
+			return job.Result{}, &job.Error{Class: job.Permanent, Err: dr.New(dr.KindUnavailable, dr.CodeBootNotVerified, "vault.VerifyBoot",
+				"%s was started from %s and gave no sign of life: %s", it.VMName, report.Point, clip(res.Reason))}
+		}
+		return job.Done(o, keep), nil
+	})
+}
+
+// removeStep removes the item's recovery VM: the test's, or the failover's
+// (in a change of the point the old one only). A host that was removed from the
+// vault is not waited for. A test VM that came up and was not verified stays for a look.
+func (v *Vault) removeStep() job.Handler {
+	find := func(ctx context.Context, s *job.StepContext, in itemInput, it vaultdb.Item) (vaultdb.Serving, bool, error) {
+		except := ""
+		if s.Job().Kind == "ChangePit" {
+			_, out, err := v.prepared(ctx, s)
+			if err != nil {
+				return vaultdb.Serving{}, false, err
+			}
+			except = out.Serving
+		}
+		return servingOf(ctx, v.q(), it.ID, in.Kind == dr.KindTestFailover, except)
+	}
+	drop := func(ctx context.Context, old vaultdb.Serving, skipped string) job.Result {
+		return job.Done(stepOut{Skipped: skipped}, func(tx *sql.Tx) error { return vaultdb.DeleteServing(ctx, tx, old.ID) })
+	}
+	return func(ctx context.Context, s *job.StepContext) (job.Result, error) {
+		in, it, err := v.load(ctx, s)
+		if err != nil {
+			return job.Result{}, err
+		}
+		old, ok, err := find(ctx, s, in, it)
+		if err != nil {
+			return job.Result{}, err
+		}
+		if r, answered := s.Reply(); answered {
+			if r.Err() != nil {
+				return job.Result{}, r.Err()
+			}
+			return drop(ctx, old, ""), nil
+		}
+		if !ok {
+			return job.Done(stepOut{Skipped: "there is nothing to remove"}, nil), nil
+		}
+		if s.Job().Kind == "TestFailover" && s.Job().Outcome == job.Failed && old.VM != "" {
+			return job.Done(stepOut{Skipped: "the test VM stays for a look, until it is cleaned up"}, nil), nil
+		}
+		if !old.Booted {
+			return drop(ctx, old, "it was never started"), nil
+		}
+		p, err := vaultdb.ProviderByID(ctx, v.q(), old.Agent)
+		if err != nil && dr.KindOf(err) != dr.KindNotFound {
+			return job.Result{}, err
+		}
+		if err != nil || p.Revoked {
+			return drop(ctx, old, "its host was removed from the vault"), nil
+		}
+		if in.Kind != dr.KindTestFailover { // copying its disks must have ended before they are removed
+			active, err := v.activeJob(ctx, lockMakeLocal(it.ID))
+			if err != nil {
+				return job.Result{}, err
+			}
+			if active != "" {
+				if err := v.engine.Cancel(ctx, nil, active, s.Job().By); err != nil && dr.KindOf(err) != dr.KindPrecondition {
+					return job.Result{}, err
+				}
+				return job.RetryAfter(250 * time.Millisecond), nil
+			}
+		}
+		return job.WaitCommand(command(old.Agent, agentapi.CmdRemoveVM, agentapi.RemovePayload{VM: string(old.VM), Serving: old.ID}, removeTimeout)), nil
+	}
+}
+
+// startSourceStep starts the source VM again if the failover has shut it down,
+// but never beside a recovery VM that could not be removed.
+func (v *Vault) startSourceStep() job.Handler {
+	return v.askAgent(func(ctx context.Context, s *job.StepContext, _ itemInput, it vaultdb.Item) (job.Command, string, error) {
+		if !it.SourceStopped {
+			return job.Command{}, "it was not shut down", nil
+		}
+		left, ok, err := servingOf(ctx, v.q(), it.ID, false, "")
+		if err != nil {
+			return job.Command{}, "", err
+		}
+		if ok && left.Booted {
+			err := s.Commit(ctx, func(tx *sql.Tx) error {
+				return v.note(ctx, tx, vaultdb.Event{Kind: "sourceNotStarted", Item: it.ID, Agent: left.Agent, By: s.Job().By},
+					"the source VM %s stays off: the recovery VM %s could not be removed and may run", it.VMName, left.VM)
+			})
+			return job.Command{}, "the recovery VM may still run", err
+		}
+		p, err := vaultdb.ProviderByID(ctx, v.q(), it.SourceAgent)
+		if err != nil && dr.KindOf(err) != dr.KindNotFound {
+			return job.Command{}, "", err
+		}
+		if err != nil || p.Revoked {
+			return job.Command{}, "the source host was removed from the vault", nil
+		}
+		return command(it.SourceAgent, agentapi.CmdStartVM, agentapi.VMPayload{VM: string(it.VM)}, startTimeout), "", nil
+	}, func(ctx context.Context, _ *job.StepContext, in itemInput, _ vaultdb.Item, _ job.Reply) (job.Result, error) {
+		return job.Done(nil, func(tx *sql.Tx) error {
+			it, err := vaultdb.LockItem(ctx, tx, in.Item)
+			if err != nil {
+				return err
+			}
+			it.SourceStopped = false
+			return v.saveItem(ctx, tx, it)
+		}), nil
+	})
+}
+
+// resumeStep hands the replica back to the source in a new generation, if the
+// failover had fenced it.
+func (v *Vault) resumeStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+	in, it, err := v.load(ctx, s)
+	if err != nil {
+		return job.Result{}, err
+	}
+	if ok, err := v.sourceWrites(ctx, it); err != nil || ok {
+		return job.Done(stepOut{Skipped: "it was not stopped"}, nil), err
+	}
+	g, err := v.openGeneration(ctx, s, in.Item, it.SourceAgent, "resume")
+	if err != nil {
+		return job.Result{}, err
+	}
+	return job.Done(stepOut{Gen: g.Gen}, nil), nil
+}
+
+// makeLocalStep frees the recovery VM from the store. It is tried until it is
+// done, or until there is no such VM any more.
+func (v *Vault) makeLocalStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+	var in itemInput
+	if err := s.Input(&in); err != nil {
+		return job.Result{}, err
+	}
+	serving, err := vaultdb.ServingByID(ctx, v.q(), in.Serving)
+	if dr.KindOf(err) == dr.KindNotFound {
+		return job.Done(stepOut{Skipped: "the recovery VM was removed"}, nil), nil
+	}
+	if err != nil {
+		return job.Result{}, err
+	}
+	r, answered := s.Reply()
+	if !answered {
+		return job.WaitCommand(command(serving.Agent, agentapi.CmdMakeLocal, agentapi.VMPayload{VM: string(serving.VM)}, 0)), nil
+	}
+	if err := r.Err(); err != nil {
+		return job.Result{}, &job.Error{Class: job.Wait, After: 10 * time.Second, Err: err}
+	}
+	return job.Done(nil, func(tx *sql.Tx) error {
+		v.db.NotifyTx(tx, topicChange, "item/"+string(in.Item))
+		serving.Local = true
+		return vaultdb.SaveServing(ctx, tx, serving)
+	}), nil
+}
+
+func seconds(s float64) string { return fmt.Sprintf("%.1f", s) }
+
+// tail is the end of a console's text, whole lines where that fits.
+func tail(s string, limit int) string {
+	s = strings.ToValidUTF8(s, "?")
+	if len(s) <= limit {
+		return s
+	}
+	s = s[len(s)-limit:]
+	if i := strings.IndexByte(s, '\n'); i >= 0 && i < limit/2 {
+		s = s[i+1:]
+	}
+	return strings.ToValidUTF8(s, "?")
+}

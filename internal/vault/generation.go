@@ -1,0 +1,128 @@
+package vault
+
+import (
+	"context"
+	"database/sql"
+
+	"holdfast/internal/cut"
+	"holdfast/internal/dr"
+	"holdfast/internal/job"
+	"holdfast/internal/store"
+	"holdfast/internal/vaultdb"
+)
+
+// openGeneration gives an item its next generation, written by agent ("" =
+// nobody: the item is fenced), based on the newest recovery point. purpose is
+// what it is for; together with the job it makes the call repeatable: called
+// again by the same step of the same job it finds its generation and goes on.
+//
+// The order is what keeps a stale writer out: first the old generation is
+// closed in the database, so that nothing is authorised any more; then what it
+// has committed is taken from the store, and the base is fixed; then the
+// object is created in the store; only then the generation counts as written
+// and is handed to its agent.
+func (v *Vault) openGeneration(ctx context.Context, s *job.StepContext, item dr.ItemID, agent dr.AgentID, purpose string) (vaultdb.Generation, error) {
+	const op = "vault.openGeneration"
+	reason := purpose + ": job " + s.Job().ID
+	var it vaultdb.Item
+	var g vaultdb.Generation
+	read := func() error {
+		var err error
+		it, err = vaultdb.ItemByID(ctx, v.q(), item)
+		return outward(err)
+	}
+	if err := read(); err != nil {
+		return g, err
+	}
+	stored, err := v.store.Generations(ctx, it.Machine) // of an older copy of the database there may be more
+	if err != nil {
+		return g, err
+	}
+	err = s.Commit(ctx, func(tx *sql.Tx) error {
+		if it, err = vaultdb.LockItem(ctx, tx, item); err != nil {
+			return err
+		}
+		gens, err := vaultdb.Generations(ctx, tx, it.Machine)
+		if err != nil {
+			return err
+		}
+		if have, ok := current(it, gens); ok && have.Reason == reason && have.Agent == agent && !foreign(have, stored) {
+			g = have
+			return nil
+		}
+		next := it.Gen
+		for _, x := range stored {
+			next = max(next, x.Gen)
+		}
+		g = vaultdb.Generation{Machine: it.Machine, Gen: next + 1, Agent: agent, Reason: reason, Created: v.now()}
+		it.Gen = g.Gen
+		if err := vaultdb.SaveGeneration(ctx, tx, g); err != nil {
+			return err
+		}
+		return v.saveItem(ctx, tx, it)
+	})
+	if err != nil || g.Written {
+		return g, err
+	}
+	if err := v.reconcile(ctx, it, false); err != nil {
+		return g, err
+	}
+	err = s.Commit(ctx, func(tx *sql.Tx) error {
+		if it, err = vaultdb.LockItem(ctx, tx, item); err != nil {
+			return err
+		}
+		if g.BaseGen == 0 { // an earlier run may have fixed it, and its object may be in the store
+			p, err := vaultdb.LatestPoint(ctx, tx, it.Machine, "")
+			if err == nil {
+				g.BaseGen, g.BaseN, g.BaseHash = p.Gen, p.N, p.Hash
+			} else if dr.CodeOf(err) != dr.CodeNoRecoveryPoint {
+				return err
+			}
+		}
+		return vaultdb.SaveGeneration(ctx, tx, g)
+	})
+	if err != nil {
+		return g, err
+	}
+	info := cut.GenInfo{Machine: g.Machine, Gen: g.Gen, Agent: g.Agent, Reason: g.Reason, Time: g.Created}
+	if g.BaseGen != 0 {
+		info.Base = cut.Ref{Gen: g.BaseGen, N: g.BaseN}
+		if err := info.Base.Hash.UnmarshalText([]byte(g.BaseHash)); err != nil {
+			return g, dr.Errorf(dr.KindCorrupt, op, "the catalogue's hash of %s is damaged: %w", dr.PointName(g.BaseGen, g.BaseN), err)
+		}
+	}
+	if err := store.WriteGeneration(ctx, v.cfg.Bucket, info); err != nil {
+		return g, err
+	}
+	g.Written = true
+	return g, s.Commit(ctx, func(tx *sql.Tx) error {
+		if it, err = vaultdb.LockItem(ctx, tx, item); err != nil {
+			return err
+		}
+		if err := vaultdb.SaveGeneration(ctx, tx, g); err != nil {
+			return err
+		}
+		return v.saveItem(ctx, tx, it)
+	})
+}
+
+// foreign reports that the store has another generation under g's number.
+func foreign(g vaultdb.Generation, stored []cut.GenInfo) bool {
+	for _, x := range stored {
+		if x.Gen == g.Gen {
+			return x.Reason != g.Reason || x.Agent != g.Agent
+		}
+	}
+	return false
+}
+
+// sourceWrites reports whether the item's source agent holds the current
+// generation: nothing has been fenced.
+func (v *Vault) sourceWrites(ctx context.Context, it vaultdb.Item) (bool, error) {
+	gens, err := vaultdb.Generations(ctx, v.q(), it.Machine)
+	if err != nil {
+		return false, outward(err)
+	}
+	g, ok := current(it, gens)
+	return ok && g.Written && g.Agent == it.SourceAgent, nil
+}

@@ -1,0 +1,614 @@
+package vault
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"holdfast/internal/agentapi"
+	"holdfast/internal/dr"
+	"holdfast/internal/job"
+	"holdfast/internal/vaultdb"
+)
+
+// titles of the kinds of jobs, for people.
+var titles = map[string]string{
+	"EnableDr": "Enable protection", "IrCompletion": "Initial replication", "DisableDr": "Disable protection", "Resync": "Resynchronize",
+	"TestFailover": "Test failover", "TestFailoverCleanup": "Clean up test failover", "PlannedFailover": "Planned failover",
+	"UnplannedFailover": "Failover", "CommitFailover": "Commit failover", "CancelFailover": "Cancel failover", "ChangePit": "Change recovery point",
+	"MakeLocal": "Copy the recovery VM's disks to its host", "CreateSite": "Create site", "DeleteSite": "Remove site", "RegisterDra": "Register host",
+	"DeleteDra": "Remove host", "RefreshDra": "Refresh host", "CheckConsistency": "Check consistency of the site",
+	"AddProtectionProfile": "Create replication policy", "UpdateProtectionProfile": "Change replication policy",
+	"DeleteProtectionProfile": "Remove replication policy", "PairCloud": "Map protection container", "UnpairCloud": "Unmap protection container",
+	"UpdateVmProperties": "Change settings of the protected item",
+}
+
+// restartable kinds; the others are started again as operations.
+var restartable = map[string]bool{"EnableDr": true, "IrCompletion": true, "DisableDr": true, "RefreshDra": true, "CheckConsistency": true,
+	"TestFailoverCleanup": true, "CancelFailover": true}
+
+// again moves an item's axes as the start of its operation did, for a restart.
+func again(it *vaultdb.Item, f facts, kind string) error {
+	switch kind {
+	case "EnableDr":
+		if it.Protection != dr.EnableFailed {
+			return check(*it, f, "EnableProtection")
+		}
+		it.Protection = dr.Enabling
+	case "DisableDr":
+		if err := check(*it, f, OpDisableProtection); err != nil {
+			return err
+		}
+		it.Protection = dr.Disabling
+	case "TestFailoverCleanup":
+		if err := check(*it, f, OpTestFailoverCleanup); err != nil {
+			return err
+		}
+		it.Test = dr.TestCleaning
+	case "CancelFailover":
+		if err := check(*it, f, OpCancelFailover); err != nil {
+			return err
+		}
+		it.Failover = dr.FailoverCancelling
+	}
+	return nil
+}
+
+// itemInput is the input of all jobs of an item.
+type itemInput struct {
+	Item     dr.ItemID       `json:"item"`
+	Kind     dr.FailoverKind `json:"kind,omitempty"`
+	Point    string          `json:"point,omitempty"`
+	Network  string          `json:"network,omitempty"`
+	Offline  bool            `json:"offline,omitempty"` // all adapters disconnected
+	Source   bool            `json:"source,omitempty"`  // unplanned: try to shut the source down first
+	Serving  string          `json:"serving,omitempty"` // MakeLocal
+	Purge    bool            `json:"purge,omitempty"`
+	Was      dr.Protection   `json:"was,omitempty"` // before a disable
+	Comments string          `json:"comments,omitempty"`
+}
+
+// Enable starts the protection of a VM.
+func (v *Vault) Enable(ctx context.Context, r EnableRequest) (dr.JobID, error) {
+	const op = "vault.Enable"
+	if err := checkName(op, "protected item", r.Name); err != nil {
+		return "", err
+	}
+	f, err := v.Fabric(ctx, r.Fabric)
+	if err != nil {
+		return "", err
+	}
+	p, err := v.Policy(ctx, r.Policy)
+	if err != nil {
+		return "", err
+	}
+	jobID := ordered()
+	it := vaultdb.Item{ProtectedItem: dr.ProtectedItem{ID: dr.ItemID(newID()), Name: r.Name, Fabric: f.ID, Policy: p.ID, Machine: dr.MachineID(newID()),
+		Protection: dr.Enabling, Failover: dr.FailoverNone, Test: dr.TestNone, Active: dr.AtPrimary, Health: dr.HealthNormal,
+		Settings: r.Settings, Created: v.now(), Job: dr.JobID(jobID)}}
+	err = v.tx(ctx, func(tx *sql.Tx) error {
+		vm, err := vaultdb.VM(ctx, tx, f.ID, r.VM)
+		if err != nil {
+			return err
+		}
+		if vm.Gone {
+			return dr.New(dr.KindPrecondition, dr.CodeVMNotFound, op, "the host of %s does not report it any more", vm.Name)
+		}
+		agent, err := vaultdb.ProviderByID(ctx, tx, vm.Agent)
+		if err != nil {
+			return err
+		}
+		if !agent.HasRole(dr.RoleSource) {
+			return dr.New(dr.KindPrecondition, dr.CodeOperationNotAllowed, op, "host %s of %s does not have the source role", agent.Host, vm.Name)
+		}
+		it.VM, it.VMName, it.SourceAgent = vm.ID, vm.Name, vm.Agent
+		if it.Disks, err = chooseDisks(vm, r.Disks); err != nil {
+			return err
+		}
+		// The recovery site may be registered later.
+		it.RecoveryFabric, err = recoveryFabric(ctx, tx, f.ID, p.ID, vm.Agent)
+		if err != nil && dr.CodeOf(err) != dr.CodeNoRecoverySite {
+			return err
+		}
+		if err := v.insertOrRetry(ctx, tx, &it); err != nil {
+			return err
+		}
+		if err := v.submitItem(ctx, tx, jobID, "EnableDr", lockOf(it.ID), it, itemInput{Item: it.ID}, r.By); err != nil {
+			return err
+		}
+		return v.note(ctx, tx, vaultdb.Event{Kind: "EnableDr", Item: it.ID, By: r.By, Audit: true}, "protection of %s by policy %s was started: job %s", vm.Name, p.Name, jobID)
+	})
+	if err != nil {
+		return "", err
+	}
+	return dr.JobID(jobID), nil
+}
+
+// insertOrRetry adds the item, or takes over the one of the same name and VM
+// whose enabling has failed.
+func (v *Vault) insertOrRetry(ctx context.Context, tx *sql.Tx, it *vaultdb.Item) error {
+	old, err := vaultdb.ItemByName(ctx, tx, it.Fabric, it.Name)
+	if err != nil && dr.KindOf(err) != dr.KindNotFound {
+		return err
+	}
+	if err != nil || old.Protection != dr.EnableFailed || old.VM != it.VM || old.Job != "" {
+		return vaultdb.InsertItem(ctx, tx, *it)
+	}
+	it.ID, it.Machine, it.Gen, it.Created = old.ID, old.Machine, old.Gen, old.Created
+	return v.saveItem(ctx, tx, *it)
+}
+
+func chooseDisks(vm dr.VM, want []string) ([]string, error) {
+	const op = "vault.Enable"
+	var ids []string
+	for _, d := range vm.Disks {
+		if len(want) == 0 || slices.Contains(want, d.ID) {
+			ids = append(ids, d.ID)
+		}
+	}
+	for _, id := range want {
+		if !slices.Contains(ids, id) {
+			return nil, dr.Errorf(dr.KindInvalid, op, "%s has no disk %q", vm.Name, id)
+		}
+	}
+	if len(ids) == 0 {
+		return nil, dr.New(dr.KindUnsupported, dr.CodeNoDisks, op, "%s has no disk", vm.Name)
+	}
+	return ids, nil
+}
+
+// Item finds a protected item of a site by name.
+func (v *Vault) Item(ctx context.Context, f dr.FabricID, name string) (dr.ProtectedItem, error) {
+	it, err := vaultdb.ItemByName(ctx, v.q(), f, name)
+	return it.ProtectedItem, outward(err)
+}
+
+// ItemByID finds a protected item.
+func (v *Vault) ItemByID(ctx context.Context, id dr.ItemID) (dr.ProtectedItem, error) {
+	it, err := vaultdb.ItemByID(ctx, v.q(), id)
+	return it.ProtectedItem, outward(err)
+}
+
+// Items lists the protected items of a site, of all sites for "".
+func (v *Vault) Items(ctx context.Context, f dr.FabricID) ([]dr.ProtectedItem, error) {
+	rows, err := vaultdb.Items(ctx, v.q(), f)
+	out := make([]dr.ProtectedItem, len(rows))
+	for i, r := range rows {
+		out[i] = r.ProtectedItem
+	}
+	return out, outward(err)
+}
+
+// Points lists an item's recovery points, newest first.
+func (v *Vault) Points(ctx context.Context, id dr.ItemID) ([]dr.RecoveryPoint, error) {
+	it, err := vaultdb.ItemByID(ctx, v.q(), id)
+	if err != nil {
+		return nil, outward(err)
+	}
+	rows, err := vaultdb.Points(ctx, v.q(), it.Machine, 0)
+	out := make([]dr.RecoveryPoint, len(rows))
+	for i, r := range rows {
+		out[i] = r.RecoveryPoint
+	}
+	return out, outward(err)
+}
+
+// AllowedOperations lists what can be done with an item now, by ASR's names.
+func (v *Vault) AllowedOperations(ctx context.Context, id dr.ItemID) ([]string, error) {
+	out := []string{}
+	err := v.db.View(ctx, func(tx *sql.Tx) error {
+		it, err := vaultdb.ItemByID(ctx, tx, id)
+		if err != nil {
+			return err
+		}
+		f, err := factsOf(ctx, tx, it)
+		for _, op := range allowed(it, f) {
+			out = append(out, string(op))
+		}
+		return err
+	})
+	return out, outward(err)
+}
+
+// Update changes an item's settings; they count from the next failover on.
+func (v *Vault) Update(ctx context.Context, r UpdateRequest) (dr.JobID, error) {
+	row, err := vaultdb.ItemByID(ctx, v.q(), r.Item)
+	if err != nil {
+		return "", outward(err)
+	}
+	return v.quick(ctx, quickJob{kind: "UpdateVmProperties", targetType: "ProtectionEntity", target: row.VMName, targetID: string(row.ID), item: row.ID, by: r.By}, func(tx *sql.Tx) error {
+		it, err := vaultdb.LockItem(ctx, tx, r.Item)
+		if err != nil || r.Settings == nil {
+			return err
+		}
+		r.Settings(&it.Settings)
+		return v.saveItem(ctx, tx, it)
+	})
+}
+
+// Pause stops the cycles of an item, or lets them go on. Tracking goes on meanwhile.
+func (v *Vault) Pause(ctx context.Context, id dr.ItemID, paused bool, by string) error {
+	return v.tx(ctx, func(tx *sql.Tx) error {
+		it, err := vaultdb.LockItem(ctx, tx, id)
+		if err != nil || it.Paused == paused {
+			return err
+		}
+		it.Paused = paused
+		if err := v.saveItem(ctx, tx, it); err != nil {
+			return err
+		}
+		return v.note(ctx, tx, vaultdb.Event{Kind: "pause", Item: id, By: by, Audit: true}, "replication of %s: paused=%v", it.VMName, paused)
+	})
+}
+
+// Resync asks the source agent for a resynchronization. Recovery points stay.
+// The job ends when the request is stored; the item shows how far it is.
+func (v *Vault) Resync(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error) {
+	return v.startItem(ctx, id, OpRepairReplication, "Resync", by, itemInput{Item: id}, func(_ context.Context, _ *sql.Tx, it *vaultdb.Item) error {
+		it.ResyncRequest = newID()
+		return nil
+	})
+}
+
+// Disable ends the protection of an item: the source agent removes its
+// tracking and spool, then the vault forgets the item. With purge the agent is
+// not asked (it cleans up when it sees that the assignment is gone), and a test
+// VM or a pending failover is no obstacle. The replica's objects stay in the
+// store: deleting data is for retention, never for this call.
+func (v *Vault) Disable(ctx context.Context, id dr.ItemID, purge bool, by string) (dr.JobID, error) {
+	jobID := ordered()
+	// The initial replication, which has a lock of its own, makes way; so does
+	// copying the recovery VM's disks when nobody wants them any more.
+	inTheWay := []string{lockInitial(id)}
+	if purge {
+		inTheWay = append(inTheWay, lockMakeLocal(id))
+	}
+	var cancel []string
+	for _, lock := range inTheWay {
+		active, err := v.activeJob(ctx, lock)
+		if err != nil {
+			return "", err
+		}
+		if active != "" {
+			cancel = append(cancel, active)
+		}
+	}
+	err := v.tx(ctx, func(tx *sql.Tx) error {
+		it, err := vaultdb.ItemByID(ctx, tx, id)
+		if err != nil {
+			return err
+		}
+		for _, active := range cancel {
+			if err := v.engine.Cancel(ctx, tx, active, by); err != nil && dr.KindOf(err) != dr.KindPrecondition {
+				return err
+			}
+		}
+		if err := v.submitItem(ctx, tx, jobID, "DisableDr", lockOf(id), it, itemInput{Item: id, Purge: purge, Was: it.Protection}, by); err != nil {
+			return err
+		}
+		if it, err = vaultdb.LockItem(ctx, tx, id); err != nil {
+			return err
+		}
+		f, err := factsOf(ctx, tx, it)
+		if err != nil {
+			return err
+		}
+		if !purge {
+			if err := check(it, f, OpDisableProtection); err != nil {
+				return err
+			}
+			all, err := vaultdb.Servings(ctx, tx, id)
+			if err != nil {
+				return err
+			}
+			if slices.ContainsFunc(all, func(s vaultdb.Serving) bool { return !s.Local }) {
+				return dr.New(dr.KindPrecondition, dr.CodeOperationNotAllowed, "vault.Disable", "the recovery VM of %s still reads from the store", it.VMName).
+					WithHint("wait until the job MakeLocal has copied the VM's disks to its host, or remove with force if the VM is not needed")
+			}
+		}
+		it.Protection, it.Job = dr.Disabling, dr.JobID(jobID)
+		if err := v.saveItem(ctx, tx, it); err != nil {
+			return err
+		}
+		return v.note(ctx, tx, vaultdb.Event{Kind: "DisableDr", Item: id, By: by, Audit: true}, "protection of %s is being disabled (purge=%v): job %s", it.VMName, purge, jobID)
+	})
+	if err != nil {
+		return "", err
+	}
+	return dr.JobID(jobID), nil
+}
+
+// activeJob finds the job that holds a lock key; "" if none does.
+func (v *Vault) activeJob(ctx context.Context, lock string) (string, error) {
+	jobs, _, err := v.engine.List(ctx, job.Filter{Item: lock, States: []job.State{job.Ready, job.Running, job.Waiting}, Limit: 1})
+	if err != nil || len(jobs) == 0 {
+		return "", err
+	}
+	return jobs[0].ID, nil
+}
+
+// load reads a step's input and its item.
+func (v *Vault) load(ctx context.Context, s *job.StepContext) (in itemInput, it vaultdb.Item, err error) {
+	if err := s.Input(&in); err != nil {
+		return in, it, err
+	}
+	it, err = vaultdb.ItemByID(ctx, v.q(), in.Item)
+	if dr.KindOf(err) == dr.KindNotFound {
+		err = &job.Error{Class: job.Permanent, Err: err}
+	}
+	return in, it, err
+}
+
+// askAgent is the usual step of one command about an item. ask returns no
+// command to skip the step, saying why; done makes the step's result.
+func (v *Vault) askAgent(ask func(ctx context.Context, s *job.StepContext, in itemInput, it vaultdb.Item) (job.Command, string, error),
+	done func(ctx context.Context, s *job.StepContext, in itemInput, it vaultdb.Item, r job.Reply) (job.Result, error)) job.Handler {
+	return func(ctx context.Context, s *job.StepContext) (job.Result, error) {
+		in, it, err := v.load(ctx, s)
+		if err != nil {
+			return job.Result{}, err
+		}
+		if r, ok := s.Reply(); ok {
+			if err := r.Err(); err != nil {
+				return job.Result{}, err
+			}
+			if done == nil {
+				return job.Done(nil, nil), nil
+			}
+			return done(ctx, s, in, it, r)
+		}
+		c, skip, err := ask(ctx, s, in, it)
+		if err != nil {
+			return job.Result{}, err
+		}
+		if skip != "" {
+			return job.Done(stepOut{Skipped: skip}, nil), nil
+		}
+		return job.WaitCommand(c), nil
+	}
+}
+
+func command(agent dr.AgentID, kind agentapi.CommandKind, payload any, timeout time.Duration) job.Command {
+	return job.Command{Agent: string(agent), Kind: string(kind), Payload: payload, Timeout: timeout}
+}
+
+func machineOf(it vaultdb.Item) agentapi.MachinePayload {
+	return agentapi.MachinePayload{Machine: string(it.Machine), Generation: uint32(it.Gen)}
+}
+
+// prerequisitesStep lets the source agent look for what stands in the way.
+func (v *Vault) prerequisitesStep() job.Handler {
+	return v.askAgent(func(_ context.Context, _ *job.StepContext, _ itemInput, it vaultdb.Item) (job.Command, string, error) {
+		return command(it.SourceAgent, agentapi.CmdCheckPrerequisites, agentapi.VMPayload{VM: string(it.VM), Disks: it.Disks}, 5*time.Minute), "", nil
+	}, func(_ context.Context, _ *job.StepContext, _ itemInput, it vaultdb.Item, r job.Reply) (job.Result, error) {
+		var res agentapi.PrerequisitesResult
+		if err := r.Decode(&res); err != nil {
+			return job.Result{}, err
+		}
+		var bad, warn []string
+		var first agentapi.Finding
+		for _, f := range res.Findings {
+			text := strings.TrimSpace(f.Object + ": " + f.Message)
+			switch f.Severity {
+			case "error":
+				if len(bad) == 0 {
+					first = f
+				}
+				bad = append(bad, text)
+			case "warning":
+				warn = append(warn, text)
+			}
+		}
+		if len(bad) > 0 {
+			e := dr.New(dr.KindPrecondition, dr.Code(first.Code), "vault.Enable", "%s can't be protected: %s", it.VMName, strings.Join(bad, "; "))
+			e.Hint = first.Hint
+			return job.Result{}, &job.Error{Class: job.Permanent, Err: e}
+		}
+		out := stepOut{}
+		if len(warn) > 0 {
+			out.Outcome = map[string]string{"warnings": strings.Join(warn, "; ")}
+		}
+		return job.Done(out, nil), nil
+	})
+}
+
+// relationshipStep opens the first generation, which makes the item an assignment of its agent.
+func (v *Vault) relationshipStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+	in, it, err := v.load(ctx, s)
+	if err != nil {
+		return job.Result{}, err
+	}
+	g, err := v.openGeneration(ctx, s, in.Item, it.SourceAgent, "protect")
+	if err != nil {
+		return job.Result{}, err
+	}
+	return job.Done(stepOut{Gen: g.Gen}, nil), nil
+}
+
+func (v *Vault) startReplicationStep() job.Handler {
+	return v.askAgent(func(_ context.Context, _ *job.StepContext, _ itemInput, it vaultdb.Item) (job.Command, string, error) {
+		return command(it.SourceAgent, agentapi.CmdStartReplication, machineOf(it), 10*time.Minute), "", nil
+	}, nil)
+}
+
+// enableFinal moves the item on when its EnableDr job has ended.
+func (v *Vault) enableFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
+		if j.State != job.Succeeded {
+			it.Protection = dr.EnableFailed
+			return nil
+		}
+		it.Protection = dr.InitialReplication
+		points, err := vaultdb.Points(ctx, tx, it.Machine, 1)
+		if err != nil {
+			return err
+		}
+		if len(points) > 0 { // the agent was quick, or the job was restarted
+			it.Protection = dr.Protected
+		}
+		return v.submitItem(ctx, tx, j.ID+"-initial", "IrCompletion", lockInitial(it.ID), *it, itemInput{Item: it.ID}, j.By)
+	})
+}
+
+// finish is the end of an item's job: change moves the axes, and the item has
+// no job any more. An item that is gone is no error.
+func (v *Vault) finish(ctx context.Context, tx *sql.Tx, j *job.Job, change func(it *vaultdb.Item) error) error {
+	it, err := vaultdb.LockItem(ctx, tx, dr.ItemID(j.Meta[metaItem]))
+	if dr.KindOf(err) == dr.KindNotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := change(&it); err != nil {
+		return err
+	}
+	if it.Job == dr.JobID(j.ID) {
+		it.Job = ""
+	}
+	if err := v.saveItem(ctx, tx, it); err != nil {
+		return err
+	}
+	text := ""
+	if j.Failure != nil {
+		text = ": " + j.Failure.Message
+	}
+	return v.note(ctx, tx, vaultdb.Event{Kind: j.Kind, Item: it.ID, By: j.By}, "%s of %s %s%s", j.Kind, it.VMName, j.State, text)
+}
+
+// initialStep waits for the first recovery point. The agent's word is not
+// taken for it: the point has to be on the catalogue.
+func (v *Vault) initialStep() job.Handler {
+	return v.askAgent(func(_ context.Context, _ *job.StepContext, _ itemInput, it vaultdb.Item) (job.Command, string, error) {
+		return command(it.SourceAgent, agentapi.CmdAwaitInitial, machineOf(it), 0), "", nil
+	}, func(ctx context.Context, _ *job.StepContext, _ itemInput, it vaultdb.Item, _ job.Reply) (job.Result, error) {
+		if err := v.reconcile(ctx, it, false); err != nil {
+			return job.Result{}, err
+		}
+		p, err := vaultdb.LatestPoint(ctx, v.q(), it.Machine, "")
+		if dr.CodeOf(err) == dr.CodeNoRecoveryPoint {
+			return job.Result{}, dr.New(dr.KindUnavailable, dr.CodeObjectMissing, "vault.IrCompletion", "the agent reports %s as replicated, and the store has no recovery point of it", it.VMName)
+		}
+		if err != nil {
+			return job.Result{}, err
+		}
+		return job.Done(stepOut{Gen: p.Gen, N: p.N, Outcome: map[string]string{"recoveryPoint": p.Name(), "bytes": fmt.Sprint(p.StoredBytes)}}, nil), nil
+	})
+}
+
+func (v *Vault) finalizeStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+	in, _, err := v.load(ctx, s)
+	if err != nil {
+		return job.Result{}, err
+	}
+	return job.Done(nil, func(tx *sql.Tx) error {
+		it, err := vaultdb.LockItem(ctx, tx, in.Item)
+		if err != nil || it.Protection != dr.InitialReplication {
+			return err
+		}
+		it.Protection = dr.Protected
+		return v.saveItem(ctx, tx, it)
+	}), nil
+}
+
+// stopStep has the agent remove tracking and spool; best effort where the
+// agent is gone or was not to be asked.
+func (v *Vault) stopStep() job.Handler {
+	return v.askAgent(func(ctx context.Context, _ *job.StepContext, in itemInput, it vaultdb.Item) (job.Command, string, error) {
+		switch p, err := vaultdb.ProviderByID(ctx, v.q(), it.SourceAgent); {
+		case err != nil && dr.KindOf(err) != dr.KindNotFound:
+			return job.Command{}, "", err
+		case in.Purge:
+			return job.Command{}, "purge: the agent is not asked", nil
+		case err != nil || p.Revoked:
+			return job.Command{}, "the host was removed from the vault", nil
+		}
+		return command(it.SourceAgent, agentapi.CmdStopReplication, machineOf(it), 0), "", nil
+	}, nil)
+}
+
+func (v *Vault) forgetStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+	var in itemInput
+	if err := s.Input(&in); err != nil {
+		return job.Result{}, err
+	}
+	return job.Done(stepOut{Outcome: map[string]string{"store": "the replica's objects stay in the store"}}, func(tx *sql.Tx) error {
+		it, err := vaultdb.LockItem(ctx, tx, in.Item)
+		if dr.KindOf(err) == dr.KindNotFound {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		v.db.NotifyTx(tx, topicAssign, string(it.SourceAgent))
+		v.db.NotifyTx(tx, topicChange, "item/"+string(it.ID))
+		if err := v.note(ctx, tx, vaultdb.Event{Kind: "DisableDr", Item: it.ID, By: s.Job().By, Audit: true}, "protection of %s is disabled; machine %s stays in the store", it.VMName, it.Machine); err != nil {
+			return err
+		}
+		return vaultdb.DeleteItem(ctx, tx, it)
+	}), nil
+}
+
+func (v *Vault) disableFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
+		var in itemInput
+		if err := decodeInput(j, &in); err != nil {
+			return err
+		}
+		it.Protection = in.Was
+		if in.Was == dr.InitialReplication || in.Was == dr.Enabling { // its own job was cancelled
+			it.Protection = dr.EnableFailed
+		}
+		return nil
+	})
+}
+
+func (v *Vault) resyncStep(context.Context, *job.StepContext) (job.Result, error) {
+	return job.Done(nil, nil), nil // the request was stored with the job
+}
+
+// refreshStep asks a host for its inventory.
+func (v *Vault) refreshStep() job.Handler {
+	return job.CommandStep(func(_ context.Context, s *job.StepContext) (job.Command, error) {
+		return command(dr.AgentID(s.Job().Meta[metaTarget]), agentapi.CmdRefreshInventory, struct{}{}, 2*time.Minute), nil
+	}, nil)
+}
+
+// RefreshProvider asks a host for its VMs now.
+func (v *Vault) RefreshProvider(ctx context.Context, f dr.FabricID, id dr.AgentID, by string) (dr.JobID, error) {
+	p, err := v.provider(ctx, f, id)
+	if err != nil {
+		return "", err
+	}
+	jobID, err := v.engine.Submit(ctx, nil, job.Spec{Kind: "RefreshDra", TargetType: "Server", TargetName: p.Host, By: by,
+		Steps: specs(v.kinds["RefreshDra"].steps), Meta: map[string]string{metaTarget: string(p.ID)}})
+	return dr.JobID(jobID), err
+}
+
+// CheckConsistency compares the catalogue of a site's items with the store.
+func (v *Vault) CheckConsistency(ctx context.Context, fabric, by string) (dr.JobID, error) {
+	f, err := v.Fabric(ctx, fabric)
+	if err != nil {
+		return "", err
+	}
+	jobID, err := v.engine.Submit(ctx, nil, job.Spec{Kind: "CheckConsistency", TargetType: "Server", TargetName: f.Name, By: by,
+		Steps: specs(v.kinds["CheckConsistency"].steps), Meta: map[string]string{metaTarget: string(f.ID)}})
+	return dr.JobID(jobID), err
+}
+
+func (v *Vault) consistencyStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+	items, err := vaultdb.Items(ctx, v.q(), dr.FabricID(s.Job().Meta[metaTarget]))
+	if err != nil {
+		return job.Result{}, err
+	}
+	for i, it := range items {
+		s.Progress(float64(i)*100/float64(len(items)), it.VMName)
+		if err := v.reconcile(ctx, it, true); err != nil {
+			return job.Result{}, err
+		}
+	}
+	return job.Done(stepOut{Outcome: map[string]string{"items": fmt.Sprint(len(items))}}, nil), nil
+}
