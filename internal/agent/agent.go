@@ -62,18 +62,6 @@ func Register(ctx context.Context, cfg RegisterConfig) (Registration, error) {
 // ServingRoot is where hydrate.Launcher keeps servings; see state.ServingRoot.
 func ServingRoot(stateDir, runDir string) (string, error) { return state.ServingRoot(stateDir, runDir) }
 
-// sleep waits for d or the end of ctx.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
 // Config of an Agent.
 type Config struct {
 	StateDir string          // as given to Register
@@ -281,6 +269,18 @@ func (b *backoff) next() time.Duration {
 	d := min(time.Second<<b.n, 30*time.Second)
 	b.n = min(b.n+1, 5)
 	return d/2 + rand.N(d/2+1)
+}
+
+// sleep waits for d or the end of ctx.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // temporary reports whether the same call to the vault may succeed later.

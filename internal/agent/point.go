@@ -31,6 +31,14 @@ type Point struct {
 	N       uint64
 	Reader  *httpstore.Reader // its tickets are renewed with the vault
 	Keys    store.StaticKeys
+
+	data *channel.Transport
+}
+
+// Close drops the connections to the store. Idempotent.
+func (p *Point) Close() error {
+	p.data.CloseIdleConnections()
+	return nil
 }
 
 // Store reads the point's machine.
@@ -74,6 +82,7 @@ func OpenPoint(ctx context.Context, stateDir, serving string) (*Point, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.data = data
 	first := res.Ticket
 	p.Reader, err = httpstore.NewReader(httpstore.ReaderConfig{BaseURL: res.StoreURL, Transport: data, Tickets: func(ctx context.Context) (string, error) {
 		// The reader calls it one at a time.
@@ -120,6 +129,7 @@ func servePoint(ctx context.Context, stateDir, serving, dir string) (err error) 
 	if err != nil {
 		return err
 	}
+	defer p.Close()
 	view, err := p.Store().OpenPoint(ctx, p.Machine, p.Gen, p.N)
 	if err != nil {
 		return err

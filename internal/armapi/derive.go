@@ -87,43 +87,48 @@ const (
 	opDisable   = "DisableProtection"
 )
 
-// AllowedOperations is what the axes of an item can allow at most, in a fixed order:
+// AllowedOperations is what the axes of an item can allow at most, first line that fits:
 //
-//	protection disabling                       nothing
+//	protection disabling                       DisableProtection (again, if the job failed)
 //	failover inProgress                        CancelFailover
+//	failover cancelling                        nothing
 //	failover commitPending                     Commit, ChangePit, CancelFailover, DisableProtection
 //	failover committed                         DisableProtection
-//	failover cancelling                        nothing
 //	enabling, initialReplication, enableFailed DisableProtection
-//	protected, test none                       PlannedFailover, UnplannedFailover, TestFailover, RepairReplication, DisableProtection
 //	protected, test running or cleaning        PlannedFailover, UnplannedFailover
-//	protected, test waiting or failed          PlannedFailover, UnplannedFailover, TestFailoverCleanup, RepairReplication, DisableProtection
+//	protected, test none                       PlannedFailover, UnplannedFailover, TestFailover, RepairReplication, DisableProtection
+//	protected, test waiting or failed          PlannedFailover, UnplannedFailover, RepairReplication, DisableProtection
 //
-// A real failover must not have to wait for a forgotten test. Below protected,
-// TestFailoverCleanup is added where a test waits or has failed, so that
-// nothing is left behind. The vault may withhold an operation for reasons that
-// are not on the axes (a running job, no recovery point, no recovery site); what
-// the API shows is what both allow.
+// To these are added CancelFailover where a failover has failed (it may have
+// left something behind) unless protection is being removed, and
+// TestFailoverCleanup wherever a test waits or has failed, whatever the other
+// axes say. A real failover never has to wait for a forgotten test.
+//
+// The vault may withhold an operation for reasons that are not on the axes (a
+// running job, no recovery point, nothing left behind); what the API shows is
+// what both allow.
 func AllowedOperations(p dr.Protection, f dr.Failover, t dr.TestFailover) []string {
 	leftover := t == dr.TestWaiting || t == dr.TestFailed
 	var ops []string
 	switch {
 	case p == dr.Disabling:
-		return nil
+		ops = []string{opDisable}
 	case f == dr.FailoverInProgress:
-		return []string{opCancel}
+		ops = []string{opCancel}
 	case f == dr.FailoverCancelling:
-		return nil
 	case f == dr.FailoverCommitPending:
 		ops = []string{opCommit, opChange, opCancel, opDisable}
 	case f == dr.FailoverCommitted, p != dr.Protected:
 		ops = []string{opDisable}
 	case t == dr.TestRunning, t == dr.TestCleaning:
-		return []string{opPlanned, opUnplanned}
+		ops = []string{opPlanned, opUnplanned}
 	case leftover:
-		return []string{opPlanned, opUnplanned, opCleanup, opRepair, opDisable}
+		ops = []string{opPlanned, opUnplanned, opRepair, opDisable}
 	default:
-		return []string{opPlanned, opUnplanned, opTest, opRepair, opDisable}
+		ops = []string{opPlanned, opUnplanned, opTest, opRepair, opDisable}
+	}
+	if f == dr.FailoverFailed && p != dr.Disabling {
+		ops = append(ops, opCancel)
 	}
 	if leftover {
 		ops = append(ops, opCleanup)

@@ -58,25 +58,30 @@ func TestAllowedOperationsTable(t *testing.T) {
 	t.Parallel()
 	short := map[string]string{opPlanned: "p", opUnplanned: "u", opTest: "t", opCleanup: "c", opCommit: "C", opCancel: "x", opChange: "P", opRepair: "r", opDisable: "d"}
 	want := func(p dr.Protection, f dr.Failover, x dr.TestFailover) string {
-		left := ""
-		if x == dr.TestWaiting || x == dr.TestFailed {
-			left = "c"
+		end := ""
+		if f == dr.FailoverFailed && p != dr.Disabling {
+			end = "x"
 		}
-		if p == dr.Disabling || f == dr.FailoverCancelling {
-			return ""
+		if x == dr.TestWaiting || x == dr.TestFailed {
+			end += "c"
+		}
+		if p == dr.Disabling {
+			return "d" + end
 		}
 		switch f {
 		case dr.FailoverInProgress:
-			return "x"
+			return "x" + end
+		case dr.FailoverCancelling:
+			return end
 		case dr.FailoverCommitPending:
-			return "CPxd" + left
+			return "CPxd" + end
 		case dr.FailoverCommitted:
-			return "d" + left
+			return "d" + end
 		}
 		if p != dr.Protected {
-			return "d" + left
+			return "d" + end
 		}
-		return map[dr.TestFailover]string{dr.TestNone: "putrd", dr.TestRunning: "pu", dr.TestCleaning: "pu", dr.TestWaiting: "pucrd", dr.TestFailed: "pucrd"}[x]
+		return map[dr.TestFailover]string{dr.TestNone: "putrd", dr.TestRunning: "pu", dr.TestCleaning: "pu", dr.TestWaiting: "purd", dr.TestFailed: "purd"}[x] + end
 	}
 	n := 0
 	for _, p := range allProtection {

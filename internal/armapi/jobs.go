@@ -186,11 +186,12 @@ func jobError(e dr.JobError, job dr.JobID) armwire.JobError {
 const (
 	outcomeVM         = "vm"
 	outcomePoint      = "recoveryPoint"
-	outcomeSeconds    = "seconds"
+	outcomePointTime  = "recoveryPointTime" // RFC 3339
+	outcomeSeconds    = "bootSeconds"
 	outcomeScreenshot = "screenshot"
 	outcomeNetwork    = "network"
 	outcomeVerified   = "bootVerified" // "true" or "false"
-	outcomeMatched    = "bootMatched"
+	outcomeMatched    = "matched"
 )
 
 // jobDetails chooses the kind of details by the scenario.
@@ -214,6 +215,9 @@ func (c *call) jobDetails(j dr.Job) armwire.JobDetails {
 		return d
 	}
 	item := armwire.FailoverItem{Name: j.TargetID, FriendlyName: j.TargetName, NetworkFriendlyName: j.Outcome[outcomeNetwork], RecoveryPointID: j.Outcome[outcomePoint]}
+	if at, err := time.Parse(time.RFC3339, j.Outcome[outcomePointTime]); err == nil {
+		item.RecoveryPointTime = &at
+	}
 	if d.InstanceType == armwire.TestFailoverJobDetails {
 		item.TestVMName, item.TestVMFriendlyName = j.Outcome[outcomeVM], j.Outcome[outcomeVM]
 	}

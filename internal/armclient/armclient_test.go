@@ -86,7 +86,7 @@ func TestStory(t *testing.T) {
 	a, b := must[armclient.Container](t)(c.Container(ctx, "site-a")), must[armclient.Container](t)(c.Container(ctx, "site-b"))
 	do(t, "mapping", nil)(c.CreateMapping(ctx, a.ID, "map", "gold", b.ID))
 	vms := must[[]armclient.ProtectableItem](t)(c.ProtectableItems(ctx, a.ID))
-	op := must[*armclient.Operation](t)(c.Enable(ctx, a.ID, vms[0], "gold", armwire.EnableDetails{TargetAzureVMName: "x"}))
+	op := must[*armclient.Operation](t)(c.Items().Enable(ctx, a.ID, vms[0], "gold", armwire.EnableDetails{TargetAzureVMName: "x"}))
 	var seen []float64
 	var it armclient.ProtectedItem
 	if err := op.Wait(ctx, &it, func(j armwire.Job) { seen = append(seen, j.ProgressPercent) }); err != nil {
@@ -95,8 +95,8 @@ func TestStory(t *testing.T) {
 	if len(seen) == 0 || seen[len(seen)-1] != 100 || it.Properties.ProtectionState != "Protected" {
 		t.Errorf("progress %v, state %s", seen, it.Properties.ProtectionState)
 	}
-	points := must[[]armclient.RecoveryPoint](t)(c.Points(ctx, it.ID))
-	do(t, "test", &it)(c.TestFailover(ctx, it.ID, points[0].ID, "", false))
+	points := must[[]armclient.RecoveryPoint](t)(c.Items().Points(ctx, it.ID))
+	do(t, "test", &it)(c.Items().TestFailover(ctx, it.ID, points[0].ID, "", false))
 	if it.Properties.TestFailoverState != "WaitingForCompletion" {
 		t.Errorf("test: %s", it.Properties.TestFailoverState)
 	}
@@ -107,16 +107,16 @@ func TestStory(t *testing.T) {
 	if png := must[[]byte](t)(c.Jobs().Screenshot(ctx, jobs[0].Name)); !bytes.HasPrefix(png, []byte("\x89PNG")) {
 		t.Error("no screenshot")
 	}
-	do(t, "cleanup", nil)(c.CleanupTest(ctx, it.ID, "fine"))
-	do(t, "unplanned", nil)(c.UnplannedFailover(ctx, it.ID, "", true))
-	do(t, "change point", nil)(c.ChangePoint(ctx, it.ID, points[0].ID))
-	do(t, "cancel", nil)(c.Act(ctx, it.ID, "failoverCancel"))
-	do(t, "planned", nil)(c.PlannedFailover(ctx, it.ID))
-	do(t, "commit", &it)(c.Act(ctx, it.ID, "failoverCommit"))
-	if s := must[armwire.ItemSummary](t)(c.Summary(ctx, "web01")); s.ProtectionState != "FailoverCommitted" || s.ResourceID != it.ID {
+	do(t, "cleanup", nil)(c.Items().CleanupTest(ctx, it.ID, "fine"))
+	do(t, "unplanned", nil)(c.Items().UnplannedFailover(ctx, it.ID, "", true))
+	do(t, "change point", nil)(c.Items().ChangePoint(ctx, it.ID, points[0].ID))
+	do(t, "cancel", nil)(c.Items().Act(ctx, it.ID, "failoverCancel"))
+	do(t, "planned", nil)(c.Items().PlannedFailover(ctx, it.ID))
+	do(t, "commit", &it)(c.Items().Act(ctx, it.ID, "failoverCommit"))
+	if s := must[armwire.ItemSummary](t)(c.Items().Summary(ctx, "web01")); s.ProtectionState != "FailoverCommitted" || s.ResourceID != it.ID {
 		t.Errorf("summary %+v", s)
 	}
-	if all := must[[]armwire.ItemSummary](t)(c.Summaries(ctx)); len(all) != 1 {
+	if all := must[[]armwire.ItemSummary](t)(c.Items().Summaries(ctx)); len(all) != 1 {
 		t.Errorf("%d summaries", len(all))
 	}
 	key := must[[]byte](t)(c.RegistrationKey(ctx, "site-a", true, 1))

@@ -100,26 +100,32 @@ func (c *Client) CreateMapping(ctx context.Context, container, name, policy, tar
 	return c.Change(ctx, http.MethodPut, container+"/replicationProtectionContainerMappings/"+segment(name), armwire.Input[armwire.MappingInput]{Properties: in})
 }
 
-// Items lists the protected items of all sites.
-func (c *Client) Items(ctx context.Context) ([]ProtectedItem, error) {
-	return All[armwire.ProtectedItem](ctx, c, c.ID("replicationProtectedItems"))
+// Items is the client's part about protected items.
+func (c *Client) Items() ItemsClient { return ItemsClient{c} }
+
+// ItemsClient works with protected items, which are given by their resource ids.
+type ItemsClient struct{ c *Client }
+
+// List lists the protected items of all sites.
+func (i ItemsClient) List(ctx context.Context) ([]ProtectedItem, error) {
+	return All[armwire.ProtectedItem](ctx, i.c, i.c.ID("replicationProtectedItems"))
 }
 
-// Item reads a protected item by its resource id.
-func (c *Client) Item(ctx context.Context, id string) (ProtectedItem, error) {
-	return one[armwire.ProtectedItem](ctx, c, id)
+// Get reads a protected item.
+func (i ItemsClient) Get(ctx context.Context, id string) (ProtectedItem, error) {
+	return one[armwire.ProtectedItem](ctx, i.c, id)
 }
 
 // Enable protects a VM. The item is named like the VM's id, by custom.
-func (c *Client) Enable(ctx context.Context, container string, vm ProtectableItem, policy string, d armwire.EnableDetails) (*Operation, error) {
+func (i ItemsClient) Enable(ctx context.Context, container string, vm ProtectableItem, policy string, d armwire.EnableDetails) (*Operation, error) {
 	d.InstanceType, d.VMName = armwire.HyperVReplicaAzure, vm.Properties.FriendlyName
-	in := armwire.EnableInput{PolicyID: c.ID("replicationPolicies", policy), ProtectableItemID: vm.ID, ProviderSpecificDetails: armwire.NewVariant(d)}
-	return c.Change(ctx, http.MethodPut, container+"/replicationProtectedItems/"+segment(vm.Name), armwire.Input[armwire.EnableInput]{Properties: in})
+	in := armwire.EnableInput{PolicyID: i.c.ID("replicationPolicies", policy), ProtectableItemID: vm.ID, ProviderSpecificDetails: armwire.NewVariant(d)}
+	return i.c.Change(ctx, http.MethodPut, container+"/replicationProtectedItems/"+segment(vm.Name), armwire.Input[armwire.EnableInput]{Properties: in})
 }
 
 // Points lists an item's recovery points, newest first.
-func (c *Client) Points(ctx context.Context, item string) ([]RecoveryPoint, error) {
-	return All[armwire.RecoveryPoint](ctx, c, item+"/recoveryPoints")
+func (i ItemsClient) Points(ctx context.Context, item string) ([]RecoveryPoint, error) {
+	return All[armwire.RecoveryPoint](ctx, i.c, item+"/recoveryPoints")
 }
 
 // point is the provider-specific part with a recovery point; "" = latest.
@@ -132,7 +138,7 @@ func point(id string) armwire.Variant {
 }
 
 // TestFailover starts a test failover. Without network and not disconnected it is an isolated one.
-func (c *Client) TestFailover(ctx context.Context, item, recoveryPoint, network string, disconnected bool) (*Operation, error) {
+func (i ItemsClient) TestFailover(ctx context.Context, item, recoveryPoint, network string, disconnected bool) (*Operation, error) {
 	in := armwire.TestFailoverInput{FailoverDirection: armwire.PrimaryToRecovery, ProviderSpecificDetails: point(recoveryPoint)}
 	switch {
 	case disconnected:
@@ -140,39 +146,39 @@ func (c *Client) TestFailover(ctx context.Context, item, recoveryPoint, network 
 	case network != "":
 		in.NetworkType, in.NetworkID = armwire.NetworkAsInput, network
 	}
-	return c.Change(ctx, http.MethodPost, item+"/testFailover", armwire.Input[armwire.TestFailoverInput]{Properties: in})
+	return i.c.Change(ctx, http.MethodPost, item+"/testFailover", armwire.Input[armwire.TestFailoverInput]{Properties: in})
 }
 
 // CleanupTest ends a test failover.
-func (c *Client) CleanupTest(ctx context.Context, item, comments string) (*Operation, error) {
-	return c.Change(ctx, http.MethodPost, item+"/testFailoverCleanup", armwire.Input[armwire.CleanupInput]{Properties: armwire.CleanupInput{Comments: comments}})
+func (i ItemsClient) CleanupTest(ctx context.Context, item, comments string) (*Operation, error) {
+	return i.c.Change(ctx, http.MethodPost, item+"/testFailoverCleanup", armwire.Input[armwire.CleanupInput]{Properties: armwire.CleanupInput{Comments: comments}})
 }
 
 // PlannedFailover shuts the source down, sends the last changes and fails over.
-func (c *Client) PlannedFailover(ctx context.Context, item string) (*Operation, error) {
+func (i ItemsClient) PlannedFailover(ctx context.Context, item string) (*Operation, error) {
 	in := armwire.FailoverInput{FailoverDirection: armwire.PrimaryToRecovery, ProviderSpecificDetails: point("")}
-	return c.Change(ctx, http.MethodPost, item+"/plannedFailover", armwire.Input[armwire.FailoverInput]{Properties: in})
+	return i.c.Change(ctx, http.MethodPost, item+"/plannedFailover", armwire.Input[armwire.FailoverInput]{Properties: in})
 }
 
 // UnplannedFailover fails over to a recovery point; with sourceAction the source
 // is shut down first if it can be reached.
-func (c *Client) UnplannedFailover(ctx context.Context, item, recoveryPoint string, sourceAction bool) (*Operation, error) {
+func (i ItemsClient) UnplannedFailover(ctx context.Context, item, recoveryPoint string, sourceAction bool) (*Operation, error) {
 	in := armwire.FailoverInput{FailoverDirection: armwire.PrimaryToRecovery, SourceSiteOperations: "NotRequired", ProviderSpecificDetails: point(recoveryPoint)}
 	if sourceAction {
 		in.SourceSiteOperations = "Required"
 	}
-	return c.Change(ctx, http.MethodPost, item+"/unplannedFailover", armwire.Input[armwire.FailoverInput]{Properties: in})
+	return i.c.Change(ctx, http.MethodPost, item+"/unplannedFailover", armwire.Input[armwire.FailoverInput]{Properties: in})
 }
 
 // ChangePoint changes the recovery point of a failover that awaits its commit.
-func (c *Client) ChangePoint(ctx context.Context, item, recoveryPoint string) (*Operation, error) {
+func (i ItemsClient) ChangePoint(ctx context.Context, item, recoveryPoint string) (*Operation, error) {
 	in := armwire.ApplyPointInput{RecoveryPointID: &recoveryPoint, ProviderSpecificDetails: point("")}
-	return c.Change(ctx, http.MethodPost, item+"/applyRecoveryPoint", armwire.Input[armwire.ApplyPointInput]{Properties: in})
+	return i.c.Change(ctx, http.MethodPost, item+"/applyRecoveryPoint", armwire.Input[armwire.ApplyPointInput]{Properties: in})
 }
 
 // Act runs an operation without input: failoverCommit, failoverCancel or repairReplication.
-func (c *Client) Act(ctx context.Context, item, action string) (*Operation, error) {
-	return c.Change(ctx, http.MethodPost, item+"/"+action, nil)
+func (i ItemsClient) Act(ctx context.Context, item, action string) (*Operation, error) {
+	return i.c.Change(ctx, http.MethodPost, item+"/"+action, nil)
 }
 
 // Jobs is the client's part about jobs and the vault's own extension.
@@ -218,12 +224,12 @@ func (c *Client) RegistrationKey(ctx context.Context, fabric string, oneTime boo
 }
 
 // Summary is a protected item in short, by its id, its name or its VM's name.
-func (c *Client) Summary(ctx context.Context, ref string) (armwire.ItemSummary, error) {
+func (i ItemsClient) Summary(ctx context.Context, ref string) (armwire.ItemSummary, error) {
 	var s armwire.ItemSummary
-	return s, c.Get(ctx, "/holdfast/v1/items/"+segment(ref), &s)
+	return s, i.c.Get(ctx, "/holdfast/v1/items/"+segment(ref), &s)
 }
 
 // Summaries are all protected items in short.
-func (c *Client) Summaries(ctx context.Context) ([]armwire.ItemSummary, error) {
-	return pages[armwire.ItemSummary](ctx, c, "/holdfast/v1/items")
+func (i ItemsClient) Summaries(ctx context.Context) ([]armwire.ItemSummary, error) {
+	return pages[armwire.ItemSummary](ctx, i.c, "/holdfast/v1/items")
 }

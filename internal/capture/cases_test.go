@@ -305,10 +305,18 @@ func TestSpoolFull(t *testing.T) {
 	w.mu.Unlock()
 	r.stop(t)
 	r = w.start(a, func(c *capture.Config) { c.SpoolLimit = 300 << 10 })
-	for r.Status().Spooled > 0 {
-		time.Sleep(5 * time.Millisecond)
+	for {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		_, _, err := r.Drain(ctx)
+		cancel()
+		if err == nil {
+			break
+		}
+		if dr.CodeOf(err) != dr.CodeSpoolFull {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Millisecond) // the shipper is emptying it
 	}
-	w.drain(r)
 	r.stop(t)
 	w.check()
 }

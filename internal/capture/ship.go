@@ -39,6 +39,10 @@ func (r *Replicator) shipAll(ctx context.Context, entries []*entry) error {
 			}
 			continue
 		}
+		select {
+		case <-r.reship: // asked for before this attempt
+		default:
+		}
 		err := r.shipOne(ctx, e)
 		switch {
 		case err == nil:

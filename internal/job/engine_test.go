@@ -855,7 +855,7 @@ func TestListAndSubscribe(t *testing.T) {
 			t.Error(err)
 		}
 		heard := map[string]bool{}
-		for deadline := time.After(10 * time.Second); len(heard) < 8; {
+		for deadline := time.After(10 * time.Second); len(heard) < 8 && !heard[""]; { // "": anything may have changed
 			select {
 			case id := <-sub:
 				heard[id] = true
@@ -916,4 +916,21 @@ func TestALockedJobIsClaimedWhenItIsFree(t *testing.T) {
 		}
 		final(t, e, id, Succeeded)
 	})
+}
+
+func TestSubscribersLearnThatNotificationsWereLost(t *testing.T) {
+	t.Parallel()
+	e := open(t, fast(sqldbtest.Open(t, sqldb.Config{URL: sqldbtest.PostgresURL(t)}), "h", nil))
+	sub := e.Subscribe(t.Context())
+	if err := e.Start(t.Context()); err != nil { // connects the listener, as after a crash of the server
+		t.Fatal(err)
+	}
+	select {
+	case id := <-sub:
+		if id != "" {
+			t.Errorf("heard of %q", id)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("nobody says that notifications were lost")
+	}
 }

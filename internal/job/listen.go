@@ -99,7 +99,10 @@ func (e *Engine) watch() {
 		case <-e.ctx.Done():
 			return
 		case <-jobs.C():
-			ids, _ := jobs.Take()
+			ids, all := jobs.Take()
+			if all {
+				ids = append(ids, "")
+			}
 			e.publish(ids)
 		case <-ready.C():
 			ready.Take()
@@ -121,9 +124,10 @@ func kick(c chan struct{}) {
 }
 
 // Subscribe returns a channel of the ids of jobs that changed, in this replica or
-// another, until ctx ends; then it is closed. A reader that is slow loses ids, and a
-// broken connection to the database does too: it also looks for itself now and
-// then. The engine must have been started.
+// another, until ctx ends; then it is closed. The empty id means that any job may
+// have changed: notifications were lost, because the connection to the database
+// was made anew. A reader that is more than 256 ids behind loses some, so it also
+// looks for itself now and then. Ids come only between Start and Close.
 func (e *Engine) Subscribe(ctx context.Context) <-chan string {
 	c := make(chan string, 256)
 	e.subMu.Lock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"html/template"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,29 +42,32 @@ func loadTemplates(a *assets, now func() time.Time) (map[string]*template.Templa
 
 func functions(a *assets, now func() time.Time) template.FuncMap {
 	return template.FuncMap{
-		"asset":    a.url,
-		"icon":     iconOf(icons()),
-		"bytes":    bytesText,
-		"span":     span,
-		"percent":  percent,
-		"clock":    clock,
-		"count":    count,
-		"when":     func(t time.Time) template.HTML { return when(t, now()) },
-		"ago":      func(t time.Time) string { return relative(t, now()) },
-		"since":    func(t time.Time) time.Duration { return max(now().Sub(t), 0) },
-		"path":     url.PathEscape,
-		"health":   healthPill,
-		"jobpill":  jobPill,
-		"pill":     func(tone, text string) pill { return pill{tone, toneIcon(tone), text} },
-		"explain":  explain,
-		"join":     strings.Join,
-		"lower":    strings.ToLower,
-		"seconds":  func(d time.Duration) int64 { return int64(d / time.Second) },
-		"duration": jobDuration(now),
-		"args":     args,
-		"point":    func(p dr.RecoveryPoint) string { return p.Name() },
-		"level":    consistencyText,
-		"short":    func(v any) string { s := fmt.Sprint(v); return s[:min(len(s), 8)] },
+		"asset":      a.url,
+		"icon":       iconOf(icons()),
+		"bytes":      bytesText,
+		"span":       span,
+		"percent":    percent,
+		"clock":      clock,
+		"count":      count,
+		"when":       func(t time.Time) template.HTML { return when(t, now()) },
+		"ago":        func(t time.Time) string { return relative(t, now()) },
+		"since":      func(t time.Time) time.Duration { return max(now().Sub(t), 0) },
+		"path":       url.PathEscape,
+		"health":     healthPill,
+		"jobpill":    jobPill,
+		"pill":       func(tone, text string) pill { return pill{tone, toneIcon(tone), text} },
+		"explain":    explain,
+		"join":       strings.Join,
+		"lower":      strings.ToLower,
+		"seconds":    func(d time.Duration) int64 { return int64(d / time.Second) },
+		"duration":   jobDuration(now),
+		"args":       args,
+		"point":      func(p dr.RecoveryPoint) string { return p.Name() },
+		"level":      consistencyText,
+		"among":      func(v, words string) bool { return slices.Contains(strings.Fields(words), v) },
+		"ranges":     func() []string { return []string{"1h", "24h", "7d"} },
+		"jobpercent": jobPercentOf,
+		"short":      func(v any) string { s := fmt.Sprint(v); return s[:min(len(s), 8)] },
 	}
 }
 
@@ -138,6 +142,17 @@ func jobPill(s dr.JobState) pill {
 		text = "Skipped"
 	}
 	return pill{tone, toneIcon(tone), text}
+}
+
+// jobPercentOf is jobPercent for a job or a pointer to one.
+func jobPercentOf(j any) float64 {
+	switch j := j.(type) {
+	case dr.Job:
+		return jobPercent(j)
+	case *dr.Job:
+		return jobPercent(*j)
+	}
+	return 0
 }
 
 // jobDuration says how long a job or task took or has taken so far.

@@ -11,17 +11,20 @@ import (
 	"holdfast/internal/agentapi"
 	"holdfast/internal/dr"
 	"holdfast/internal/job"
+	"holdfast/internal/vault/health"
+	"holdfast/internal/vault/replica"
+	"holdfast/internal/vault/state"
 	"holdfast/internal/vaultdb"
 )
 
 // Poll gives an agent its work, waiting for some at most as long as it asks
 // for. It is the agent's heartbeat.
 func (v *Vault) Poll(ctx context.Context, agent dr.AgentID, r agentapi.PollRequest) (agentapi.PollResponse, error) {
-	if err := v.touch(ctx, agent, ""); err != nil {
+	if err := v.st.Touch(ctx, agent, ""); err != nil {
 		return agentapi.PollResponse{}, err
 	}
 	// Listening begins before the first look, so that no change falls between.
-	l := v.db.Listen(topicAssign)
+	l := v.st.DB.Listen(state.TopicAssign)
 	defer l.Close()
 	list, version, err := v.assignments(ctx, agent)
 	if err != nil {
@@ -50,8 +53,8 @@ func (v *Vault) Poll(ctx context.Context, agent dr.AgentID, r agentapi.PollReque
 	if err != nil {
 		return agentapi.PollResponse{}, err
 	}
-	out := agentapi.PollResponse{Cancels: cancels, AssignmentsVersion: version, ServerTime: v.now(), StatusSeconds: int(max(v.cfg.StatusEvery/time.Second, 1)),
-		WantInventory: !v.hasInventory(agent)}
+	out := agentapi.PollResponse{Cancels: cancels, AssignmentsVersion: version, ServerTime: v.st.Now(), StatusSeconds: int(max(v.cfg.StatusEvery/time.Second, 1)),
+		WantInventory: !v.Sites.HasInventory(agent)}
 	for _, c := range commands {
 		out.Commands = append(out.Commands, agentapi.Command{ID: c.ID, Kind: agentapi.CommandKind(c.Kind), Payload: c.Raw})
 	}
@@ -66,14 +69,14 @@ func (v *Vault) Poll(ctx context.Context, agent dr.AgentID, r agentapi.PollReque
 func (v *Vault) pollCommands(ctx context.Context, agent dr.AgentID, r agentapi.PollRequest, wait time.Duration,
 	woken <-chan struct{}, changed func() bool) (commands []job.Command, cancels []string, err error) {
 	if wait <= 0 {
-		return v.engine.PollCommands(ctx, string(agent), r.Have, 0)
+		return v.Engine.PollCommands(ctx, string(agent), r.Have, 0)
 	}
 	pctx, stop := context.WithCancel(ctx)
 	defer stop()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		commands, cancels, err = v.engine.PollCommands(pctx, string(agent), r.Have, wait)
+		commands, cancels, err = v.Engine.PollCommands(pctx, string(agent), r.Have, wait)
 	}()
 	for {
 		select {
@@ -92,63 +95,36 @@ func (v *Vault) pollCommands(ctx context.Context, agent dr.AgentID, r agentapi.P
 			if ctx.Err() != nil {
 				return nil, nil, err
 			}
-			return v.engine.PollCommands(ctx, string(agent), r.Have, 0)
+			return v.Engine.PollCommands(ctx, string(agent), r.Have, 0)
 		}
 	}
-}
-
-// touch records a heartbeat, at most every few seconds.
-func (v *Vault) touch(ctx context.Context, agent dr.AgentID, hypervisor string) error {
-	p, err := vaultdb.ProviderByID(ctx, v.q(), agent)
-	if err != nil {
-		return outward(err)
-	}
-	back := !v.Connected(p.Provider)
-	if v.now().Sub(p.LastSeen) < v.cfg.PollWait/5 && (hypervisor == "" || hypervisor == p.Hypervisor) {
-		return nil
-	}
-	return v.tx(ctx, func(tx *sql.Tx) error {
-		if back {
-			v.db.NotifyTx(tx, topicChange, "site/"+string(p.Fabric))
-			if err := v.note(ctx, tx, vaultdb.Event{Kind: "agentConnected", Agent: agent, By: "agent"}, "host %s is connected again", p.Host); err != nil {
-				return err
-			}
-		}
-		return vaultdb.TouchProvider(ctx, tx, agent, v.now(), clip(hypervisor), "")
-	})
-}
-
-func (v *Vault) hasInventory(agent dr.AgentID) bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.inventory[agent]
 }
 
 // assignments is the complete list of what an agent replicates: the items
 // whose current generation is its own and open. The version is a digest of the
 // list, so every replica of the vault names it alike.
 func (v *Vault) assignments(ctx context.Context, agent dr.AgentID) ([]agentapi.Assignment, string, error) {
-	items, err := vaultdb.ItemsOfSource(ctx, v.q(), agent)
+	items, err := vaultdb.ItemsOfSource(ctx, v.st.Q(), agent)
 	if err != nil {
-		return nil, "", outward(err)
+		return nil, "", state.Outward(err)
 	}
 	list := []agentapi.Assignment{}
 	policies := map[dr.PolicyID]dr.Policy{}
 	if len(items) > 0 {
-		all, err := vaultdb.Policies(ctx, v.q())
+		all, err := vaultdb.Policies(ctx, v.st.Q())
 		if err != nil {
-			return nil, "", outward(err)
+			return nil, "", state.Outward(err)
 		}
 		for _, p := range all {
 			policies[p.ID] = p
 		}
 	}
 	for _, it := range items {
-		gens, err := vaultdb.Generations(ctx, v.q(), it.Machine)
+		gens, err := vaultdb.Generations(ctx, v.st.Q(), it.Machine)
 		if err != nil {
-			return nil, "", outward(err)
+			return nil, "", state.Outward(err)
 		}
-		g, ok := current(it, gens)
+		g, ok := replica.Current(it, gens)
 		if !ok || !g.Written || g.Agent != agent {
 			continue
 		}
@@ -169,20 +145,10 @@ func (v *Vault) assignments(ctx context.Context, agent dr.AgentID) ([]agentapi.A
 	return list, hex.EncodeToString(sum[:8]), nil
 }
 
-// current picks the generation that the item says is the newest.
-func current(it vaultdb.Item, gens []vaultdb.Generation) (vaultdb.Generation, bool) {
-	for _, g := range gens {
-		if g.Gen == it.Gen {
-			return g, true
-		}
-	}
-	return vaultdb.Generation{}, false
-}
-
 // Report takes an agent's report on a command. Reports that come twice, late,
 // or for a command that no longer exists are accepted and ignored.
 func (v *Vault) Report(ctx context.Context, agent dr.AgentID, r agentapi.ReportRequest) error {
-	rep := job.Report{State: job.ReportState(r.State), Pct: min(max(r.Percent, 0), 100), Note: clip(r.Note), Result: r.Result}
+	rep := job.Report{State: job.ReportState(r.State), Pct: min(max(r.Percent, 0), 100), Note: state.Clip(r.Note), Result: r.Result}
 	switch r.State {
 	case "failed":
 		rep.Failure = job.FailureOf(agentError(r.Error))
@@ -190,7 +156,7 @@ func (v *Vault) Report(ctx context.Context, agent dr.AgentID, r agentapi.ReportR
 		rep.State = job.ReportFailed
 		rep.Failure = job.FailureOf(dr.Errorf(dr.KindCanceled, "agent", "the agent stopped the command as asked"))
 	}
-	err := v.engine.ReportCommand(ctx, string(agent), r.ID, rep)
+	err := v.Engine.ReportCommand(ctx, string(agent), r.ID, rep)
 	if dr.KindOf(err) == dr.KindNotFound {
 		return nil // the job was removed: the agent may drop the report
 	}
@@ -208,104 +174,16 @@ func agentError(e *agentapi.Error) error {
 	return out
 }
 
-// Inventory takes the complete list of a host's VMs. A VM belongs to the agent
-// that reported it first, until that one no longer does or is not connected:
-// another agent's report of it is recorded, and moves nothing.
-func (v *Vault) Inventory(ctx context.Context, agent dr.AgentID, r agentapi.InventoryRequest) error {
-	if err := v.touch(ctx, agent, r.Hypervisor); err != nil {
-		return err
-	}
-	err := v.tx(ctx, func(tx *sql.Tx) error {
-		p, err := vaultdb.ProviderByID(ctx, tx, agent)
-		if err != nil {
-			return err
-		}
-		now := v.now()
-		reported := map[dr.VMID]bool{}
-		for _, w := range r.VMs {
-			vm := toVM(w, p, now)
-			reported[vm.ID] = true
-			if err := v.discover(ctx, tx, p, vm); err != nil {
-				return err
-			}
-		}
-		mine, err := vaultdb.VMsOfAgent(ctx, tx, agent)
-		if err != nil {
-			return err
-		}
-		for _, vm := range mine {
-			if !reported[vm.ID] && !vm.Gone {
-				if err := vaultdb.MarkGone(ctx, tx, vm.Fabric, vm.ID); err != nil {
-					return err
-				}
-			}
-		}
-		if err := vaultdb.UnseeVMs(ctx, tx, agent, now); err != nil {
-			return err
-		}
-		nets := make([]vaultdb.Network, len(r.Networks))
-		for i, n := range r.Networks {
-			nets[i] = vaultdb.Network{Agent: agent, Name: n.Name, Isolated: n.Isolated, Active: n.Active}
-		}
-		v.db.NotifyTx(tx, topicChange, "site/"+string(p.Fabric))
-		return vaultdb.ReplaceNetworks(ctx, tx, agent, nets)
-	})
-	if err == nil {
-		v.mu.Lock()
-		v.inventory[agent] = true
-		v.mu.Unlock()
-	}
-	return err
-}
-
-func (v *Vault) discover(ctx context.Context, tx *sql.Tx, p vaultdb.Provider, vm dr.VM) error {
-	have, err := vaultdb.VM(ctx, tx, p.Fabric, vm.ID)
-	if err != nil && dr.KindOf(err) != dr.KindNotFound {
-		return err
-	}
-	if err != nil || have.Agent == p.ID || have.Gone {
-		return vaultdb.SaveVM(ctx, tx, vm)
-	}
-	owner, err := vaultdb.ProviderByID(ctx, tx, have.Agent)
-	if err != nil && dr.KindOf(err) != dr.KindNotFound {
-		return err
-	}
-	if err != nil || !v.Connected(owner.Provider) && !v.settling() {
-		if err := v.note(ctx, tx, vaultdb.Event{Kind: "vmMoved", Agent: p.ID, By: "agent"}, "VM %s is now on host %s: host %s is not connected", vm.Name, p.Host, owner.Host); err != nil {
-			return err
-		}
-		return vaultdb.SaveVM(ctx, tx, vm)
-	}
-	news, err := vaultdb.SeeVM(ctx, tx, p.Fabric, vm.ID, p.ID, vm.Seen)
-	if err != nil || !news {
-		return err
-	}
-	return v.note(ctx, tx, vaultdb.Event{Kind: "vmSeenTwice", Agent: p.ID, By: "agent"}, "VM %s is reported by host %s and by host %s; it stays with %s", vm.Name, owner.Host, p.Host, owner.Host)
-}
-
-func toVM(w agentapi.VM, p vaultdb.Provider, now time.Time) dr.VM {
-	vm := dr.VM{ID: dr.VMID(vaultdb.Key(w.ID)), Name: w.Name, Fabric: p.Fabric, Agent: p.ID, Running: w.Running, Generation: w.Generation,
-		CPUs: w.CPUs, MemoryMB: w.MemoryMB, OSType: w.OSType, Seen: now}
-	for _, d := range w.Disks {
-		vm.Disks = append(vm.Disks, dr.Disk{ID: d.ID, Path: d.Path, Format: d.Format, Size: d.Size, Boot: d.Boot, Shared: d.Shared,
-			PassThru: d.PassThru, Unreplicatable: d.Unreplicatable})
-	}
-	for _, n := range w.NICs {
-		vm.NICs = append(vm.NICs, dr.NIC{ID: n.ID, MAC: n.MAC, Network: n.Network, Type: n.Type, IPs: n.IPs})
-	}
-	return vm
-}
-
 // Status returns what an item's source agent last said, with the time of the
 // newest recovery point.
 func (v *Vault) Status(ctx context.Context, id dr.ItemID) (dr.ReplicationStatus, error) {
-	return get(vaultdb.Status(ctx, v.q(), id))
+	return state.Get(vaultdb.Status(ctx, v.st.Q(), id))
 }
 
 // ReportStatus takes the state of an agent's replications. Lines for machines or
 // generations that are not the agent's are ignored: they are late.
 func (v *Vault) ReportStatus(ctx context.Context, agent dr.AgentID, r agentapi.StatusRequest) error {
-	return v.tx(ctx, func(tx *sql.Tx) error {
+	return v.st.Tx(ctx, func(tx *sql.Tx) error {
 		for _, s := range r.Items {
 			it, err := vaultdb.ItemByMachine(ctx, tx, dr.MachineID(s.Machine))
 			if dr.KindOf(err) == dr.KindNotFound {
@@ -317,7 +195,7 @@ func (v *Vault) ReportStatus(ctx context.Context, agent dr.AgentID, r agentapi.S
 			if it.SourceAgent != agent || it.Gen != dr.Generation(s.Generation) {
 				continue
 			}
-			if err := vaultdb.SaveStatus(ctx, tx, it.ID, toStatus(s, v.now())); err != nil {
+			if err := vaultdb.SaveStatus(ctx, tx, it.ID, toStatus(s, v.st.Now())); err != nil {
 				return err
 			}
 			if it.Resync != s.Resync {
@@ -332,7 +210,7 @@ func (v *Vault) ReportStatus(ctx context.Context, agent dr.AgentID, r agentapi.S
 					return err
 				}
 			}
-			v.db.NotifyTx(tx, topicChange, "item/"+string(it.ID))
+			v.st.Changed(tx, "item", string(it.ID))
 		}
 		return nil
 	})
@@ -340,9 +218,9 @@ func (v *Vault) ReportStatus(ctx context.Context, agent dr.AgentID, r agentapi.S
 
 func (v *Vault) noteResync(ctx context.Context, tx *sql.Tx, it vaultdb.Item, reason string) error {
 	if reason == "" {
-		return v.note(ctx, tx, vaultdb.Event{Kind: "resync", Item: it.ID, By: "agent"}, "resynchronization of %s is complete", it.VMName)
+		return v.st.Note(ctx, tx, vaultdb.Event{Kind: "resync", Item: it.ID, By: "agent"}, "resynchronization of %s is complete", it.VMName)
 	}
-	return v.note(ctx, tx, vaultdb.Event{Kind: "resync", Item: it.ID, By: "agent"}, "%s needs a resynchronization: %s", it.VMName, clip(reason))
+	return v.st.Note(ctx, tx, vaultdb.Event{Kind: "resync", Item: it.ID, By: "agent"}, "%s needs a resynchronization: %s", it.VMName, state.Clip(reason))
 }
 
 func toStatus(s agentapi.ItemStatus, now time.Time) dr.ReplicationStatus {
@@ -352,7 +230,7 @@ func toStatus(s agentapi.ItemStatus, now time.Time) dr.ReplicationStatus {
 	if s.Error != nil {
 		e, _ := dr.Lookup(dr.Code(s.Error.Code))
 		severity := dr.HealthWarning
-		if e.Retry == dr.NonRecoverable || cannotSend(dr.Code(s.Error.Code)) {
+		if e.Retry == dr.NonRecoverable || health.CannotSend(dr.Code(s.Error.Code)) {
 			severity = dr.HealthCritical
 		}
 		remedy := s.Error.Hint

@@ -9,55 +9,64 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/job"
 	"holdfast/internal/sqldb"
+	"holdfast/internal/vault/work"
 	"holdfast/internal/vaultdb"
 )
 
-// itemScenarios are the jobs of protected items. The comments of the steps'
+// scenarios are the kinds of jobs. The comments of the steps'
 // functions say what each does and why it may run twice.
-func (v *Vault) itemScenarios() map[string]scenario {
-	shutdown := step{"ShutdownSource", "Shut the source VM down", 2, v.shutdownStep()}
-	drain := step{"SynchronizeLatestChanges", "Send the latest changes", 4, v.drainStep()}
-	prepare := step{"PrepareRecoveryPoint", "Prepare the recovery point", 0, v.prepareStep}
-	boot := step{"StartRecoveryVM", "Start the recovery VM", 3, v.bootStep()}
-	verify := step{"VerifyBoot", "Wait for a sign of life", 2, v.verifyStep()}
-	remove := step{"RemoveRecoveryVM", "Remove the recovery VM", 0, v.removeStep()}
-	start := step{"StartSourceVM", "Start the source VM", 4, v.startSourceStep()}
-	resume := step{"ResumeReplication", "Resume replication", 0, v.resumeStep}
-	undo := []step{remove, start, resume}
-	check := func(name string) step { return step{name, "Check prerequisites", 3, v.failoverCheckStep} }
-	return map[string]scenario{
-		"EnableDr": {steps: []step{
-			{"PrerequisitesCheck", "Check prerequisites", 2, v.prerequisitesStep()},
-			{"CreateReplicationRelationship", "Create the replication relationship", 0, v.relationshipStep},
-			{"StartReplication", "Start replication", 4, v.startReplicationStep()},
+func (v *Vault) scenarios() map[string]work.Scenario {
+	type steps = []work.Step
+	shutdown := work.Step{Name: "ShutdownSource", Title: "Shut the source VM down", Attempts: 2, Run: v.shutdownStep()}
+	drain := work.Step{Name: "SynchronizeLatestChanges", Title: "Send the latest changes", Attempts: 4, Run: v.drainStep()}
+	prepare := work.Step{Name: "PrepareRecoveryPoint", Title: "Prepare the recovery point", Run: v.prepareStep}
+	boot := work.Step{Name: "StartRecoveryVM", Title: "Start the recovery VM", Attempts: 3, Run: v.bootStep()}
+	bootTest := work.Step{Name: "CreateTestVM", Title: "Start the test VM", Attempts: 3, Run: v.bootStep()}
+	verify := work.Step{Name: "VerifyBoot", Title: "Wait for a sign of life", Attempts: 2, Run: v.verifyStep()}
+	remove := work.Step{Name: "RemoveRecoveryVM", Title: "Remove the recovery VM", Run: v.removeStep()}
+	removeTest := work.Step{Name: "RemoveTestVM", Title: "Remove the test VM", Run: v.removeStep()}
+	start := work.Step{Name: "StartSourceVM", Title: "Start the source VM", Attempts: 4, Run: v.startSourceStep()}
+	resume := work.Step{Name: "ResumeReplication", Title: "Resume replication", Run: v.resumeStep}
+	check := work.Step{Name: "PrerequisitesCheck", Title: "Check prerequisites", Attempts: 3, Run: v.failoverCheckStep}
+	one := func(name, title string, run job.Handler) steps { return steps{{Name: name, Title: title, Run: run}} }
+	undo := steps{remove, start, resume}
+	full := steps{check, shutdown, drain, prepare, boot, verify}
+	all := map[string]work.Scenario{
+		"EnableDr": {Title: "Enable protection", Restartable: true, Steps: steps{
+			{Name: "PrerequisitesCheck", Title: "Check prerequisites", Attempts: 2, Run: v.prerequisitesStep()},
+			{Name: "CreateReplicationRelationship", Title: "Create the replication relationship", Run: v.relationshipStep},
+			{Name: "StartReplication", Title: "Start replication", Attempts: 4, Run: v.startReplicationStep()},
 		}},
-		"IrCompletion": {steps: []step{
-			{"InitialReplication", "Send the disks", 0, v.initialStep()},
-			{"FinalizeProtection", "Finalize protection", 0, v.finalizeStep},
+		"IrCompletion": {Title: "Initial replication", Restartable: true, Steps: steps{
+			{Name: "InitialReplication", Title: "Send the disks", Run: v.initialStep()},
+			{Name: "FinalizeProtection", Title: "Finalize protection", Run: v.finalizeStep},
 		}},
-		"DisableDr": {steps: []step{
-			{"StopReplication", "Stop replication at the source", 0, v.stopStep()},
-			{"RemoveReplicationRelationship", "Remove the replication relationship", 0, v.forgetStep},
+		"DisableDr": {Title: "Disable protection", Restartable: true, Steps: steps{
+			{Name: "StopReplication", Title: "Stop replication at the source", Run: v.stopStep()},
+			{Name: "RemoveReplicationRelationship", Title: "Remove the replication relationship", Run: v.forgetStep},
 		}},
-		"Resync": {steps: []step{{"RequestResynchronization", "Ask the source for a resynchronization", 0, v.resyncStep}}},
-		"TestFailover": {
-			steps:  []step{check("PrerequisitesCheck"), prepare, {"CreateTestVM", "Start the test VM", 3, v.bootStep()}, verify},
-			onFail: []step{{"RemoveTestVM", "Remove the test VM", 3, v.removeStep()}},
-		},
-		"TestFailoverCleanup": {steps: []step{{"RemoveTestVM", "Remove the test VM", 0, v.removeStep()}}},
-		"PlannedFailover": {
-			steps:  []step{check("PrerequisitesCheck"), shutdown, drain, prepare, boot, verify},
-			onFail: undo,
-		},
-		"UnplannedFailover": {
-			steps:  []step{check("PrerequisitesCheck"), shutdown, drain, prepare, boot, verify},
-			onFail: undo,
-		},
-		"CommitFailover": {steps: []step{{"CommitFailover", "Commit the failover", 0, v.commitStep}}},
-		"CancelFailover": {steps: undo},
-		"ChangePit":      {steps: []step{prepare, remove, boot, verify}},
-		"MakeLocal":      {steps: []step{{"MakeLocal", "Copy the disks to the recovery host", 0, v.makeLocalStep}}},
+		"Resync":              {Title: "Resynchronize"}, // the request is stored with the job
+		"TestFailover":        {Title: "Test failover", Steps: steps{check, prepare, bootTest, verify}, OnFail: steps{removeTest}},
+		"TestFailoverCleanup": {Title: "Clean up test failover", Restartable: true, Steps: steps{removeTest}},
+		"PlannedFailover":     {Title: "Planned failover", Steps: full, OnFail: undo},
+		"UnplannedFailover":   {Title: "Failover", Steps: full, OnFail: undo},
+		"CommitFailover":      {Title: "Commit failover"}, // the end of the job changes the item
+		"CancelFailover":      {Title: "Cancel failover", Restartable: true, Steps: undo},
+		"ChangePit":           {Title: "Change recovery point", Steps: steps{prepare, remove, boot, verify}},
+		"MakeLocal":           {Title: "Copy the recovery VM's disks to its host", Steps: one("MakeLocal", "Copy the disks", v.makeLocalStep)},
+		"RefreshDra": {Title: "Refresh host", Restartable: true, Steps: steps{
+			{Name: "RefreshInventory", Title: "Ask the host for its VMs", Attempts: 3, Run: v.refreshStep()}}},
+		"CheckConsistency": {Title: "Check consistency of the site", Restartable: true, Steps: one("ReconcileRecoveryPoints", "Compare the catalogue with the store", v.consistencyStep)},
 	}
+	for kind, title := range map[string]string{
+		"CreateSite": "Create site", "DeleteSite": "Remove site", "RegisterDra": "Register host", "DeleteDra": "Remove host",
+		"AddProtectionProfile": "Create replication policy", "UpdateProtectionProfile": "Change replication policy",
+		"DeleteProtectionProfile": "Remove replication policy", "PairCloud": "Map protection container", "UnpairCloud": "Unmap protection container",
+		"UpdateVmProperties": "Change settings of the protected item",
+	} {
+		all[kind] = work.Scenario{Title: title}
+	}
+	return all
 }
 
 func (v *Vault) finals() map[string]func(context.Context, *sql.Tx, *job.Job) error {
@@ -106,7 +115,7 @@ func (v *Vault) CleanupTest(ctx context.Context, id dr.ItemID, comments, by stri
 			if comments == "" {
 				return nil
 			}
-			return v.note(ctx, tx, vaultdb.Event{Kind: "testNotes", Item: id, By: by}, "notes on the test failover of %s: %s", it.VMName, comments)
+			return v.st.Note(ctx, tx, vaultdb.Event{Kind: "testNotes", Item: id, By: by}, "notes on the test failover of %s: %s", it.VMName, comments)
 		})
 }
 
@@ -240,7 +249,7 @@ func (v *Vault) cleanupFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error 
 		}
 		var r testReport
 		if json.Unmarshal([]byte(it.LastTestReport), &r) == nil && r.OK {
-			it.LastTest = v.now()
+			it.LastTest = v.st.Now()
 		}
 		it.Test, it.TestVM, it.TestNetwork = dr.TestNone, "", ""
 		return nil
@@ -255,7 +264,7 @@ func (v *Vault) failoverFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error
 			return err
 		}
 		if j.State == job.Succeeded {
-			it.Failover, it.Active, it.LastFailover = dr.FailoverCommitPending, dr.AtRecovery, v.now()
+			it.Failover, it.Active, it.LastFailover = dr.FailoverCommitPending, dr.AtRecovery, v.st.Now()
 			return v.startMakeLocal(ctx, tx, *it, s, j)
 		}
 		it.Failover, it.Active, it.FailedOverTo = dr.FailoverFailed, dr.AtPrimary, ""
@@ -275,11 +284,7 @@ func (v *Vault) startMakeLocal(ctx context.Context, tx *sql.Tx, it vaultdb.Item,
 	if s.ID == "" || s.Local {
 		return nil
 	}
-	return v.submitItem(ctx, tx, j.ID+"-local", "MakeLocal", lockMakeLocal(it.ID), it, itemInput{Item: it.ID, Serving: s.ID}, j.By)
-}
-
-func (v *Vault) commitStep(context.Context, *job.StepContext) (job.Result, error) {
-	return job.Done(nil, nil), nil // the end of the job changes the item
+	return v.SubmitItem(ctx, tx, j.ID+"-local", "MakeLocal", work.LockMakeLocal(it.ID), it, itemInput{Item: it.ID, Serving: s.ID}, j.By)
 }
 
 func (v *Vault) commitFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {

@@ -14,6 +14,9 @@ import (
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/job"
 	"holdfast/internal/sqldb"
+	"holdfast/internal/vault/site"
+	"holdfast/internal/vault/state"
+	"holdfast/internal/vault/work"
 	"holdfast/internal/vaultdb"
 )
 
@@ -31,10 +34,10 @@ func (v *Vault) failoverCheckStep(ctx context.Context, s *job.StepContext) (job.
 	if err != nil {
 		return job.Result{}, err
 	}
-	if _, err := resolvePoint(ctx, v.q(), it, in.Point); err != nil {
+	if _, err := resolvePoint(ctx, v.st.Q(), it, in.Point); err != nil {
 		return job.Result{}, err
 	}
-	site, err := recoveryFabric(ctx, v.q(), it.Fabric, it.Policy, it.SourceAgent)
+	site, err := site.RecoveryFabric(ctx, v.st.Q(), it.Fabric, it.Policy, it.SourceAgent)
 	if err != nil {
 		return job.Result{}, err
 	}
@@ -42,7 +45,7 @@ func (v *Vault) failoverCheckStep(ctx context.Context, s *job.StepContext) (job.
 	if err != nil {
 		return job.Result{}, err
 	}
-	nets, err := vaultdb.Networks(ctx, v.q(), site)
+	nets, err := vaultdb.Networks(ctx, v.st.Q(), site)
 	if err != nil {
 		return job.Result{}, err
 	}
@@ -52,11 +55,11 @@ func (v *Vault) failoverCheckStep(ctx context.Context, s *job.StepContext) (job.
 		}
 	}
 	if in.Kind == dr.KindPlannedFailover {
-		src, err := vaultdb.ProviderByID(ctx, v.q(), it.SourceAgent)
+		src, err := vaultdb.ProviderByID(ctx, v.st.Q(), it.SourceAgent)
 		if err != nil {
 			return job.Result{}, err
 		}
-		if !v.Connected(src.Provider) {
+		if !v.st.Connected(src.Provider) {
 			return job.Result{}, v.absent(dr.New(dr.KindPrecondition, dr.CodeVaultUnreachable, op, "the source host %s is not connected: a planned failover needs it", src.Host).
 				WithHint("start the agent on the source host, or use an unplanned failover if the host is lost"))
 		}
@@ -64,20 +67,20 @@ func (v *Vault) failoverCheckStep(ctx context.Context, s *job.StepContext) (job.
 	if err := v.dropLeftover(ctx, s, in, it); err != nil {
 		return job.Result{}, err
 	}
-	return job.Done(stepOut{Agent: host.ID, Outcome: map[string]string{"recoveryHost": host.Host}}, func(tx *sql.Tx) error {
+	return job.Done(work.StepOut{Agent: host.ID, Outcome: map[string]string{"recoveryHost": host.Host}}, func(tx *sql.Tx) error {
 		it, err := vaultdb.LockItem(ctx, tx, in.Item)
 		if err != nil {
 			return err
 		}
 		it.RecoveryFabric, it.RecoveryAgent = site, host.ID
-		return v.saveItem(ctx, tx, it)
+		return v.st.SaveItem(ctx, tx, it)
 	}), nil
 }
 
 // absent makes the error about an agent that is not heard of: final, or, right
 // after a start of the vault, a reason to look again.
 func (v *Vault) absent(e *dr.Error) error {
-	if v.settling() {
+	if v.st.Settling() {
 		return &job.Error{Class: job.Wait, After: 2 * time.Second, Err: e}
 	}
 	return e
@@ -87,11 +90,11 @@ func (v *Vault) absent(e *dr.Error) error {
 // else the one that runs the fewest recovery VMs.
 func (v *Vault) chooseHost(ctx context.Context, it vaultdb.Item, site dr.FabricID) (dr.Provider, error) {
 	const op = "vault.PrerequisitesCheck"
-	agents, err := vaultdb.Providers(ctx, v.q(), site)
+	agents, err := vaultdb.Providers(ctx, v.st.Q(), site)
 	if err != nil {
 		return dr.Provider{}, err
 	}
-	all, err := vaultdb.Servings(ctx, v.q(), "")
+	all, err := vaultdb.Servings(ctx, v.st.Q(), "")
 	if err != nil {
 		return dr.Provider{}, err
 	}
@@ -107,7 +110,7 @@ func (v *Vault) chooseHost(ctx context.Context, it vaultdb.Item, site dr.FabricI
 		}
 		known++
 		switch {
-		case !v.Connected(p.Provider):
+		case !v.st.Connected(p.Provider):
 		case best.ID == "", p.ID == it.RecoveryAgent, best.ID != it.RecoveryAgent && load[p.ID] < load[best.ID]:
 			best = p.Provider
 		}
@@ -125,20 +128,20 @@ func (v *Vault) chooseHost(ctx context.Context, it vaultdb.Item, site dr.FabricI
 // host is connected that has to be removed first; a host that is lost keeps
 // nobody from failing over to another one, its serving is ended.
 func (v *Vault) dropLeftover(ctx context.Context, s *job.StepContext, in itemInput, it vaultdb.Item) error {
-	old, ok, err := servingOf(ctx, v.q(), it.ID, in.Kind == dr.KindTestFailover, "")
+	old, ok, err := servingOf(ctx, v.st.Q(), it.ID, in.Kind == dr.KindTestFailover, "")
 	if err != nil || !ok {
 		return err
 	}
-	p, err := vaultdb.ProviderByID(ctx, v.q(), old.Agent)
+	p, err := vaultdb.ProviderByID(ctx, v.st.Q(), old.Agent)
 	if err != nil && dr.KindOf(err) != dr.KindNotFound {
 		return err
 	}
-	if err == nil && v.Connected(p.Provider) {
+	if err == nil && v.st.Connected(p.Provider) {
 		return dr.New(dr.KindPrecondition, dr.CodeOperationNotAllowed, "vault.PrerequisitesCheck", "host %s still has the recovery VM of an earlier failover of %s", p.Host, it.VMName).
 			WithHint("cancel the failover (or clean up the test) first, which removes it")
 	}
 	return s.Commit(ctx, func(tx *sql.Tx) error {
-		if err := v.note(ctx, tx, vaultdb.Event{Kind: "leftover", Item: it.ID, Agent: old.Agent, By: s.Job().By, Audit: true},
+		if err := v.st.Note(ctx, tx, vaultdb.Event{Kind: "leftover", Item: it.ID, Agent: old.Agent, By: s.Job().By, Audit: true},
 			"the recovery VM %s of %s may still exist on host %s, which is not connected: it can't read the store any more", old.VM, it.VMName, p.Host); err != nil {
 			return err
 		}
@@ -155,7 +158,7 @@ func (v *Vault) sourceStep(ask func(ctx context.Context, s *job.StepContext, it 
 		if err != nil {
 			return job.Result{}, err
 		}
-		skip := func(why string) (job.Result, error) { return job.Done(stepOut{Skipped: why}, nil), nil }
+		skip := func(why string) (job.Result, error) { return job.Done(work.StepOut{Skipped: why}, nil), nil }
 		optional := in.Kind != dr.KindPlannedFailover
 		if optional && !in.Source {
 			return skip("not asked for")
@@ -168,14 +171,14 @@ func (v *Vault) sourceStep(ask func(ctx context.Context, s *job.StepContext, it 
 			return job.Result{}, r.Err()
 		}
 		if answered {
-			s.Progress(100, clip(r.Err().Error()))
+			s.Progress(100, state.Clip(r.Err().Error()))
 			return skip(r.Err().Error())
 		}
-		src, err := vaultdb.ProviderByID(ctx, v.q(), it.SourceAgent)
+		src, err := vaultdb.ProviderByID(ctx, v.st.Q(), it.SourceAgent)
 		if err != nil {
 			return job.Result{}, err
 		}
-		if optional && !v.Connected(src.Provider) {
+		if optional && !v.st.Connected(src.Provider) {
 			return skip("the source host is not connected")
 		}
 		c, err := ask(ctx, s, it)
@@ -196,7 +199,7 @@ func (v *Vault) shutdownStep() job.Handler {
 				return err
 			}
 			it.SourceStopped = true
-			return v.saveItem(ctx, tx, it)
+			return v.st.SaveItem(ctx, tx, it)
 		})
 		payload := agentapi.ShutdownPayload{VM: string(it.VM), TimeoutSeconds: int(v.cfg.ShutdownWait / time.Second)}
 		return command(it.SourceAgent, agentapi.CmdShutdownVM, payload, v.cfg.ShutdownWait+time.Minute), err
@@ -218,22 +221,22 @@ func (v *Vault) drainStep() job.Handler {
 		if err := r.Decode(&p); err != nil {
 			return job.Result{}, err
 		}
-		if err := v.reconcile(ctx, it, false); err != nil {
+		if err := v.Replicas.Reconcile(ctx, it, false); err != nil {
 			return job.Result{}, err
 		}
-		if _, err := vaultdb.PointByNumber(ctx, v.q(), it.Machine, dr.Generation(p.Generation), p.N); err != nil {
+		if _, err := vaultdb.PointByNumber(ctx, v.st.Q(), it.Machine, dr.Generation(p.Generation), p.N); err != nil {
 			if dr.KindOf(err) == dr.KindNotFound {
 				err = dr.New(dr.KindUnavailable, dr.CodeObjectMissing, "vault.Drain", "the source reports %s as committed, and the store does not list it: %w",
 					dr.PointName(dr.Generation(p.Generation), p.N), err)
 			}
 			return job.Result{}, err
 		}
-		return job.Done(stepOut{Gen: dr.Generation(p.Generation), N: p.N}, nil), nil
+		return job.Done(work.StepOut{Gen: dr.Generation(p.Generation), N: p.N}, nil), nil
 	})
 }
 
 // prepareStep fixes the recovery point and allots the serving under which the
-// recovery host may read it. A failover first fences the source: see openGeneration.
+// recovery host may read it. A failover first fences the source: see replica.Replicas.OpenGeneration.
 func (v *Vault) prepareStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
 	const op = "vault.PrepareRecoveryPoint"
 	in, it, err := v.load(ctx, s)
@@ -242,25 +245,25 @@ func (v *Vault) prepareStep(ctx context.Context, s *job.StepContext) (job.Result
 	}
 	failover := s.Job().Kind == "PlannedFailover" || s.Job().Kind == "UnplannedFailover"
 	if failover {
-		if _, err := v.openGeneration(ctx, s, it.ID, "", "failover"); err != nil {
+		if _, err := v.Replicas.OpenGeneration(ctx, s, it.ID, "", "failover"); err != nil {
 			return job.Result{}, err
 		}
-	} else if err := v.reconcile(ctx, it, false); err != nil {
+	} else if err := v.Replicas.Reconcile(ctx, it, false); err != nil {
 		return job.Result{}, err
 	}
-	p, err := resolvePoint(ctx, v.q(), it, in.Point)
+	p, err := resolvePoint(ctx, v.st.Q(), it, in.Point)
 	if err != nil {
 		return job.Result{}, err
 	}
-	var drained stepOut
+	var drained work.StepOut
 	if ok, err := s.Output("SynchronizeLatestChanges", &drained); err != nil {
 		return job.Result{}, err
 	} else if ok && in.Kind == dr.KindPlannedFailover && (p.Gen != drained.Gen || p.N != drained.N) {
 		return job.Result{}, &job.Error{Class: job.Permanent, Err: dr.New(dr.KindConflict, dr.CodeObjectConflict, op, "the newest recovery point of %s is %s, not %s that the source sent last",
 			it.VMName, p.Name(), dr.PointName(drained.Gen, drained.N))}
 	}
-	serving := vaultdb.Serving{ID: newID(), Item: it.ID, Machine: it.Machine, Gen: p.Gen, N: p.N, Agent: it.RecoveryAgent, Kind: in.Kind, Created: v.now()}
-	out := stepOut{Serving: serving.ID, Gen: p.Gen, N: p.N, Time: sqldb.Micros(p.Time), Agent: serving.Agent,
+	serving := vaultdb.Serving{ID: state.NewID(), Item: it.ID, Machine: it.Machine, Gen: p.Gen, N: p.N, Agent: it.RecoveryAgent, Kind: in.Kind, Created: v.st.Now()}
+	out := work.StepOut{Serving: serving.ID, Gen: p.Gen, N: p.N, Time: sqldb.Micros(p.Time), Agent: serving.Agent,
 		Outcome: map[string]string{"recoveryPoint": p.Name(), "recoveryPointTime": p.Time.Format(time.RFC3339)}}
 	return job.Done(out, func(tx *sql.Tx) error {
 		if failover && !in.Source {
@@ -284,20 +287,20 @@ func (v *Vault) noteSplitBrain(ctx context.Context, tx *sql.Tx, it vaultdb.Item,
 	if err2 != nil && dr.KindOf(err2) != dr.KindNotFound {
 		return err2
 	}
-	if err != nil || err2 != nil || !vm.Running || !v.Connected(src.Provider) {
+	if err != nil || err2 != nil || !vm.Running || !v.st.Connected(src.Provider) {
 		return nil
 	}
-	return v.note(ctx, tx, vaultdb.Event{Kind: "sourceStillRunning", Item: it.ID, Agent: it.SourceAgent, By: j.By, Audit: true},
+	return v.st.Note(ctx, tx, vaultdb.Event{Kind: "sourceStillRunning", Item: it.ID, Agent: it.SourceAgent, By: j.By, Audit: true},
 		"%s still runs on host %s while it is failed over: its replication is fenced, what it writes there from now on is not replicated", it.VMName, src.Host)
 }
 
 // prepared returns the serving that prepareStep of this job allotted.
-func (v *Vault) prepared(ctx context.Context, s *job.StepContext) (vaultdb.Serving, stepOut, error) {
-	var out stepOut
+func (v *Vault) prepared(ctx context.Context, s *job.StepContext) (vaultdb.Serving, work.StepOut, error) {
+	var out work.StepOut
 	if ok, err := s.Output("PrepareRecoveryPoint", &out); err != nil || !ok {
 		return vaultdb.Serving{}, out, err
 	}
-	serving, err := vaultdb.ServingByID(ctx, v.q(), out.Serving)
+	serving, err := vaultdb.ServingByID(ctx, v.st.Q(), out.Serving)
 	if dr.KindOf(err) == dr.KindNotFound { // purged under the job
 		err = &job.Error{Class: job.Permanent, Err: err}
 	}
@@ -328,7 +331,7 @@ func (v *Vault) bootStep() job.Handler {
 		if err != nil {
 			return job.Result{}, err
 		}
-		o := stepOut{Serving: serving.ID, Outcome: map[string]string{"vm": res.VM, "prepareSeconds": seconds(res.PrepareSecs), "startSeconds": seconds(res.StartSecs)}}
+		o := work.StepOut{Serving: serving.ID, Outcome: map[string]string{"vm": res.VM, "prepareSeconds": seconds(res.PrepareSecs), "startSeconds": seconds(res.StartSecs)}}
 		return job.Done(o, func(tx *sql.Tx) error {
 			serving.VM = dr.VMID(res.VM)
 			if err := vaultdb.SaveServing(ctx, tx, serving); err != nil {
@@ -343,7 +346,7 @@ func (v *Vault) bootStep() job.Handler {
 			} else {
 				it.RecoveryVM, it.FailedOverTo = serving.VM, dr.PointName(out.Gen, out.N)
 			}
-			return v.saveItem(ctx, tx, it)
+			return v.st.SaveItem(ctx, tx, it)
 		}), nil
 	})
 }
@@ -372,11 +375,11 @@ func (v *Vault) bootPayload(ctx context.Context, in itemInput, it vaultdb.Item, 
 	}
 	// The recovery VM is the same machine for everybody who knows its identity,
 	// unless both agents work on one host, which can't have it twice.
-	src, err := vaultdb.ProviderByID(ctx, v.q(), it.SourceAgent)
+	src, err := vaultdb.ProviderByID(ctx, v.st.Q(), it.SourceAgent)
 	if err != nil && dr.KindOf(err) != dr.KindNotFound {
 		return p, err
 	}
-	dst, err := vaultdb.ProviderByID(ctx, v.q(), s.Agent)
+	dst, err := vaultdb.ProviderByID(ctx, v.st.Q(), s.Agent)
 	if err != nil {
 		return p, err
 	}
@@ -396,14 +399,14 @@ func (v *Vault) realNetwork(ctx context.Context, in itemInput, it vaultdb.Item, 
 			return n, nil
 		}
 	}
-	vm, err := vaultdb.VM(ctx, v.q(), it.Fabric, it.VM)
+	vm, err := vaultdb.VM(ctx, v.st.Q(), it.Fabric, it.VM)
 	if dr.KindOf(err) == dr.KindNotFound {
 		return "", nil
 	}
 	if err != nil {
 		return "", err
 	}
-	nets, err := vaultdb.Networks(ctx, v.q(), host.Fabric)
+	nets, err := vaultdb.Networks(ctx, v.st.Q(), host.Fabric)
 	for _, nic := range vm.NICs {
 		for _, n := range nets {
 			if nic.Network != "" && n.Name == nic.Network && n.Agent == host.ID && n.Active {
@@ -444,18 +447,18 @@ func (v *Vault) verifyStep() job.Handler {
 		if err != nil {
 			return job.Result{}, err
 		}
-		began, now := s.Job().Created, v.now()
+		began, now := s.Job().Created, v.st.Now()
 		rto, point := now.Sub(began), sqldb.Time(out.Time)
 		rpo := max(began.Sub(point), 0)
-		o := stepOut{Outcome: map[string]string{"rtoSeconds": seconds(rto.Seconds()), "rpoSeconds": seconds(rpo.Seconds()),
+		o := work.StepOut{Outcome: map[string]string{"rtoSeconds": seconds(rto.Seconds()), "rpoSeconds": seconds(rpo.Seconds()),
 			"bootSeconds": seconds(res.Seconds), "bootVerified": strconv.FormatBool(res.OK)}}
-		for k, text := range map[string]string{"console": tail(res.Console, 4000), "matched": clip(res.Matched), "bootProblem": clip(res.Reason)} {
+		for k, text := range map[string]string{"console": tail(res.Console, 4000), "matched": state.Clip(res.Matched), "bootProblem": state.Clip(res.Reason)} {
 			if text != "" {
 				o.Outcome[k] = text
 			}
 		}
 		report := testReport{OK: res.OK, Job: s.Job().ID, VM: string(it.TestVM), Point: dr.PointName(out.Gen, out.N), BootSecs: res.Seconds,
-			RTOSecs: rto.Seconds(), Matched: clip(res.Matched), Console: tail(res.Console, 4000), Reason: clip(res.Reason), At: now.Format(time.RFC3339)}
+			RTOSecs: rto.Seconds(), Matched: state.Clip(res.Matched), Console: tail(res.Console, 4000), Reason: state.Clip(res.Reason), At: now.Format(time.RFC3339)}
 		keep := func(tx *sql.Tx) error {
 			if len(res.Screenshot) > 0 {
 				report.Screenshot = s.Job().ID
@@ -471,14 +474,14 @@ func (v *Vault) verifyStep() job.Handler {
 				return err
 			}
 			it.LastTestReport = report.text()
-			return v.saveItem(ctx, tx, it)
+			return v.st.SaveItem(ctx, tx, it)
 		}
 		if !res.OK && in.Kind != dr.KindUnplannedFailover {
 			if err := s.Commit(ctx, keep); err != nil {
 				return job.Result{}, err
 			}
 			return job.Result{}, &job.Error{Class: job.Permanent, Err: dr.New(dr.KindUnavailable, dr.CodeBootNotVerified, "vault.VerifyBoot",
-				"%s was started from %s and gave no sign of life: %s", it.VMName, report.Point, clip(res.Reason))}
+				"%s was started from %s and gave no sign of life: %s", it.VMName, report.Point, state.Clip(res.Reason))}
 		}
 		return job.Done(o, keep), nil
 	})
@@ -497,10 +500,10 @@ func (v *Vault) removeStep() job.Handler {
 			}
 			except = out.Serving
 		}
-		return servingOf(ctx, v.q(), it.ID, in.Kind == dr.KindTestFailover, except)
+		return servingOf(ctx, v.st.Q(), it.ID, in.Kind == dr.KindTestFailover, except)
 	}
 	drop := func(ctx context.Context, old vaultdb.Serving, skipped string) job.Result {
-		return job.Done(stepOut{Skipped: skipped}, func(tx *sql.Tx) error { return vaultdb.DeleteServing(ctx, tx, old.ID) })
+		return job.Done(work.StepOut{Skipped: skipped}, func(tx *sql.Tx) error { return vaultdb.DeleteServing(ctx, tx, old.ID) })
 	}
 	return func(ctx context.Context, s *job.StepContext) (job.Result, error) {
 		in, it, err := v.load(ctx, s)
@@ -518,15 +521,15 @@ func (v *Vault) removeStep() job.Handler {
 			return drop(ctx, old, ""), nil
 		}
 		if !ok {
-			return job.Done(stepOut{Skipped: "there is nothing to remove"}, nil), nil
+			return job.Done(work.StepOut{Skipped: "there is nothing to remove"}, nil), nil
 		}
 		if s.Job().Kind == "TestFailover" && s.Job().Outcome == job.Failed && old.VM != "" {
-			return job.Done(stepOut{Skipped: "the test VM stays for a look, until it is cleaned up"}, nil), nil
+			return job.Done(work.StepOut{Skipped: "the test VM stays for a look, until it is cleaned up"}, nil), nil
 		}
 		if !old.Booted {
 			return drop(ctx, old, "it was never started"), nil
 		}
-		p, err := vaultdb.ProviderByID(ctx, v.q(), old.Agent)
+		p, err := vaultdb.ProviderByID(ctx, v.st.Q(), old.Agent)
 		if err != nil && dr.KindOf(err) != dr.KindNotFound {
 			return job.Result{}, err
 		}
@@ -534,12 +537,12 @@ func (v *Vault) removeStep() job.Handler {
 			return drop(ctx, old, "its host was removed from the vault"), nil
 		}
 		if in.Kind != dr.KindTestFailover { // copying its disks must have ended before they are removed
-			active, err := v.activeJob(ctx, lockMakeLocal(it.ID))
+			active, err := v.Active(ctx, work.LockMakeLocal(it.ID))
 			if err != nil {
 				return job.Result{}, err
 			}
 			if active != "" {
-				if err := v.engine.Cancel(ctx, nil, active, s.Job().By); err != nil && dr.KindOf(err) != dr.KindPrecondition {
+				if err := v.Engine.Cancel(ctx, nil, active, s.Job().By); err != nil && dr.KindOf(err) != dr.KindPrecondition {
 					return job.Result{}, err
 				}
 				return job.RetryAfter(250 * time.Millisecond), nil
@@ -556,18 +559,18 @@ func (v *Vault) startSourceStep() job.Handler {
 		if !it.SourceStopped {
 			return job.Command{}, "it was not shut down", nil
 		}
-		left, ok, err := servingOf(ctx, v.q(), it.ID, false, "")
+		left, ok, err := servingOf(ctx, v.st.Q(), it.ID, false, "")
 		if err != nil {
 			return job.Command{}, "", err
 		}
 		if ok && left.Booted {
 			err := s.Commit(ctx, func(tx *sql.Tx) error {
-				return v.note(ctx, tx, vaultdb.Event{Kind: "sourceNotStarted", Item: it.ID, Agent: left.Agent, By: s.Job().By},
+				return v.st.Note(ctx, tx, vaultdb.Event{Kind: "sourceNotStarted", Item: it.ID, Agent: left.Agent, By: s.Job().By},
 					"the source VM %s stays off: the recovery VM %s could not be removed and may run", it.VMName, left.VM)
 			})
 			return job.Command{}, "the recovery VM may still run", err
 		}
-		p, err := vaultdb.ProviderByID(ctx, v.q(), it.SourceAgent)
+		p, err := vaultdb.ProviderByID(ctx, v.st.Q(), it.SourceAgent)
 		if err != nil && dr.KindOf(err) != dr.KindNotFound {
 			return job.Command{}, "", err
 		}
@@ -582,7 +585,7 @@ func (v *Vault) startSourceStep() job.Handler {
 				return err
 			}
 			it.SourceStopped = false
-			return v.saveItem(ctx, tx, it)
+			return v.st.SaveItem(ctx, tx, it)
 		}), nil
 	})
 }
@@ -594,14 +597,14 @@ func (v *Vault) resumeStep(ctx context.Context, s *job.StepContext) (job.Result,
 	if err != nil {
 		return job.Result{}, err
 	}
-	if ok, err := v.sourceWrites(ctx, it); err != nil || ok {
-		return job.Done(stepOut{Skipped: "it was not stopped"}, nil), err
+	if ok, err := v.Replicas.SourceWrites(ctx, it); err != nil || ok {
+		return job.Done(work.StepOut{Skipped: "it was not stopped"}, nil), err
 	}
-	g, err := v.openGeneration(ctx, s, in.Item, it.SourceAgent, "resume")
+	g, err := v.Replicas.OpenGeneration(ctx, s, in.Item, it.SourceAgent, "resume")
 	if err != nil {
 		return job.Result{}, err
 	}
-	return job.Done(stepOut{Gen: g.Gen}, nil), nil
+	return job.Done(work.StepOut{Gen: g.Gen}, nil), nil
 }
 
 // makeLocalStep frees the recovery VM from the store. It is tried until it is
@@ -611,9 +614,9 @@ func (v *Vault) makeLocalStep(ctx context.Context, s *job.StepContext) (job.Resu
 	if err := s.Input(&in); err != nil {
 		return job.Result{}, err
 	}
-	serving, err := vaultdb.ServingByID(ctx, v.q(), in.Serving)
+	serving, err := vaultdb.ServingByID(ctx, v.st.Q(), in.Serving)
 	if dr.KindOf(err) == dr.KindNotFound {
-		return job.Done(stepOut{Skipped: "the recovery VM was removed"}, nil), nil
+		return job.Done(work.StepOut{Skipped: "the recovery VM was removed"}, nil), nil
 	}
 	if err != nil {
 		return job.Result{}, err
@@ -626,7 +629,7 @@ func (v *Vault) makeLocalStep(ctx context.Context, s *job.StepContext) (job.Resu
 		return job.Result{}, &job.Error{Class: job.Wait, After: 10 * time.Second, Err: err}
 	}
 	return job.Done(nil, func(tx *sql.Tx) error {
-		v.db.NotifyTx(tx, topicChange, "item/"+string(in.Item))
+		v.st.Changed(tx, "item", string(in.Item))
 		serving.Local = true
 		return vaultdb.SaveServing(ctx, tx, serving)
 	}), nil

@@ -11,51 +11,11 @@ import (
 	"holdfast/internal/agentapi"
 	"holdfast/internal/dr"
 	"holdfast/internal/job"
+	"holdfast/internal/vault/site"
+	"holdfast/internal/vault/state"
+	"holdfast/internal/vault/work"
 	"holdfast/internal/vaultdb"
 )
-
-// titles of the kinds of jobs, for people.
-var titles = map[string]string{
-	"EnableDr": "Enable protection", "IrCompletion": "Initial replication", "DisableDr": "Disable protection", "Resync": "Resynchronize",
-	"TestFailover": "Test failover", "TestFailoverCleanup": "Clean up test failover", "PlannedFailover": "Planned failover",
-	"UnplannedFailover": "Failover", "CommitFailover": "Commit failover", "CancelFailover": "Cancel failover", "ChangePit": "Change recovery point",
-	"MakeLocal": "Copy the recovery VM's disks to its host", "CreateSite": "Create site", "DeleteSite": "Remove site", "RegisterDra": "Register host",
-	"DeleteDra": "Remove host", "RefreshDra": "Refresh host", "CheckConsistency": "Check consistency of the site",
-	"AddProtectionProfile": "Create replication policy", "UpdateProtectionProfile": "Change replication policy",
-	"DeleteProtectionProfile": "Remove replication policy", "PairCloud": "Map protection container", "UnpairCloud": "Unmap protection container",
-	"UpdateVmProperties": "Change settings of the protected item",
-}
-
-// restartable kinds; the others are started again as operations.
-var restartable = map[string]bool{"EnableDr": true, "IrCompletion": true, "DisableDr": true, "RefreshDra": true, "CheckConsistency": true,
-	"TestFailoverCleanup": true, "CancelFailover": true}
-
-// again moves an item's axes as the start of its operation did, for a restart.
-func again(it *vaultdb.Item, f facts, kind string) error {
-	switch kind {
-	case "EnableDr":
-		if it.Protection != dr.EnableFailed {
-			return check(*it, f, "EnableProtection")
-		}
-		it.Protection = dr.Enabling
-	case "DisableDr":
-		if err := check(*it, f, OpDisableProtection); err != nil {
-			return err
-		}
-		it.Protection = dr.Disabling
-	case "TestFailoverCleanup":
-		if err := check(*it, f, OpTestFailoverCleanup); err != nil {
-			return err
-		}
-		it.Test = dr.TestCleaning
-	case "CancelFailover":
-		if err := check(*it, f, OpCancelFailover); err != nil {
-			return err
-		}
-		it.Failover = dr.FailoverCancelling
-	}
-	return nil
-}
 
 // itemInput is the input of all jobs of an item.
 type itemInput struct {
@@ -74,7 +34,7 @@ type itemInput struct {
 // Enable starts the protection of a VM.
 func (v *Vault) Enable(ctx context.Context, r EnableRequest) (dr.JobID, error) {
 	const op = "vault.Enable"
-	if err := checkName(op, "protected item", r.Name); err != nil {
+	if err := site.CheckName(op, "protected item", r.Name); err != nil {
 		return "", err
 	}
 	f, err := v.Fabric(ctx, r.Fabric)
@@ -85,11 +45,11 @@ func (v *Vault) Enable(ctx context.Context, r EnableRequest) (dr.JobID, error) {
 	if err != nil {
 		return "", err
 	}
-	jobID := ordered()
-	it := vaultdb.Item{ProtectedItem: dr.ProtectedItem{ID: dr.ItemID(newID()), Name: r.Name, Fabric: f.ID, Policy: p.ID, Machine: dr.MachineID(newID()),
+	jobID := state.Ordered()
+	it := vaultdb.Item{ProtectedItem: dr.ProtectedItem{ID: dr.ItemID(state.NewID()), Name: r.Name, Fabric: f.ID, Policy: p.ID, Machine: dr.MachineID(state.NewID()),
 		Protection: dr.Enabling, Failover: dr.FailoverNone, Test: dr.TestNone, Active: dr.AtPrimary, Health: dr.HealthNormal,
-		Settings: r.Settings, Created: v.now(), Job: dr.JobID(jobID)}}
-	err = v.tx(ctx, func(tx *sql.Tx) error {
+		Settings: r.Settings, Created: v.st.Now(), Job: dr.JobID(jobID)}}
+	err = v.st.Tx(ctx, func(tx *sql.Tx) error {
 		vm, err := vaultdb.VM(ctx, tx, f.ID, r.VM)
 		if err != nil {
 			return err
@@ -109,17 +69,17 @@ func (v *Vault) Enable(ctx context.Context, r EnableRequest) (dr.JobID, error) {
 			return err
 		}
 		// The recovery site may be registered later.
-		it.RecoveryFabric, err = recoveryFabric(ctx, tx, f.ID, p.ID, vm.Agent)
+		it.RecoveryFabric, err = site.RecoveryFabric(ctx, tx, f.ID, p.ID, vm.Agent)
 		if err != nil && dr.CodeOf(err) != dr.CodeNoRecoverySite {
 			return err
 		}
 		if err := v.insertOrRetry(ctx, tx, &it); err != nil {
 			return err
 		}
-		if err := v.submitItem(ctx, tx, jobID, "EnableDr", lockOf(it.ID), it, itemInput{Item: it.ID}, r.By); err != nil {
+		if err := v.SubmitItem(ctx, tx, jobID, "EnableDr", work.LockOf(it.ID), it, itemInput{Item: it.ID}, r.By); err != nil {
 			return err
 		}
-		return v.note(ctx, tx, vaultdb.Event{Kind: "EnableDr", Item: it.ID, By: r.By, Audit: true}, "protection of %s by policy %s was started: job %s", vm.Name, p.Name, jobID)
+		return v.st.Note(ctx, tx, vaultdb.Event{Kind: "EnableDr", Item: it.ID, By: r.By, Audit: true}, "protection of %s by policy %s was started: job %s", vm.Name, p.Name, jobID)
 	})
 	if err != nil {
 		return "", err
@@ -138,7 +98,7 @@ func (v *Vault) insertOrRetry(ctx context.Context, tx *sql.Tx, it *vaultdb.Item)
 		return vaultdb.InsertItem(ctx, tx, *it)
 	}
 	it.ID, it.Machine, it.Gen, it.Created = old.ID, old.Machine, old.Gen, old.Created
-	return v.saveItem(ctx, tx, *it)
+	return v.st.SaveItem(ctx, tx, *it)
 }
 
 func chooseDisks(vm dr.VM, want []string) ([]string, error) {
@@ -162,44 +122,44 @@ func chooseDisks(vm dr.VM, want []string) ([]string, error) {
 
 // Item finds a protected item of a site by name.
 func (v *Vault) Item(ctx context.Context, f dr.FabricID, name string) (dr.ProtectedItem, error) {
-	it, err := vaultdb.ItemByName(ctx, v.q(), f, name)
-	return it.ProtectedItem, outward(err)
+	it, err := vaultdb.ItemByName(ctx, v.st.Q(), f, name)
+	return it.ProtectedItem, state.Outward(err)
 }
 
 // ItemByID finds a protected item.
 func (v *Vault) ItemByID(ctx context.Context, id dr.ItemID) (dr.ProtectedItem, error) {
-	it, err := vaultdb.ItemByID(ctx, v.q(), id)
-	return it.ProtectedItem, outward(err)
+	it, err := vaultdb.ItemByID(ctx, v.st.Q(), id)
+	return it.ProtectedItem, state.Outward(err)
 }
 
 // Items lists the protected items of a site, of all sites for "".
 func (v *Vault) Items(ctx context.Context, f dr.FabricID) ([]dr.ProtectedItem, error) {
-	rows, err := vaultdb.Items(ctx, v.q(), f)
+	rows, err := vaultdb.Items(ctx, v.st.Q(), f)
 	out := make([]dr.ProtectedItem, len(rows))
 	for i, r := range rows {
 		out[i] = r.ProtectedItem
 	}
-	return out, outward(err)
+	return out, state.Outward(err)
 }
 
 // Points lists an item's recovery points, newest first.
 func (v *Vault) Points(ctx context.Context, id dr.ItemID) ([]dr.RecoveryPoint, error) {
-	it, err := vaultdb.ItemByID(ctx, v.q(), id)
+	it, err := vaultdb.ItemByID(ctx, v.st.Q(), id)
 	if err != nil {
-		return nil, outward(err)
+		return nil, state.Outward(err)
 	}
-	rows, err := vaultdb.Points(ctx, v.q(), it.Machine, 0)
+	rows, err := vaultdb.Points(ctx, v.st.Q(), it.Machine, 0)
 	out := make([]dr.RecoveryPoint, len(rows))
 	for i, r := range rows {
 		out[i] = r.RecoveryPoint
 	}
-	return out, outward(err)
+	return out, state.Outward(err)
 }
 
 // AllowedOperations lists what can be done with an item now, by ASR's names.
 func (v *Vault) AllowedOperations(ctx context.Context, id dr.ItemID) ([]string, error) {
 	out := []string{}
-	err := v.db.View(ctx, func(tx *sql.Tx) error {
+	err := v.st.DB.View(ctx, func(tx *sql.Tx) error {
 		it, err := vaultdb.ItemByID(ctx, tx, id)
 		if err != nil {
 			return err
@@ -210,37 +170,37 @@ func (v *Vault) AllowedOperations(ctx context.Context, id dr.ItemID) ([]string, 
 		}
 		return err
 	})
-	return out, outward(err)
+	return out, state.Outward(err)
 }
 
 // Update changes an item's settings; they count from the next failover on.
 func (v *Vault) Update(ctx context.Context, r UpdateRequest) (dr.JobID, error) {
-	row, err := vaultdb.ItemByID(ctx, v.q(), r.Item)
+	row, err := vaultdb.ItemByID(ctx, v.st.Q(), r.Item)
 	if err != nil {
-		return "", outward(err)
+		return "", state.Outward(err)
 	}
-	return v.quick(ctx, quickJob{kind: "UpdateVmProperties", targetType: "ProtectionEntity", target: row.VMName, targetID: string(row.ID), item: row.ID, by: r.By}, func(tx *sql.Tx) error {
+	return v.Quick(ctx, work.Quick{Kind: "UpdateVmProperties", TargetType: "ProtectionEntity", Target: row.VMName, TargetID: string(row.ID), Item: row.ID, By: r.By}, func(tx *sql.Tx) error {
 		it, err := vaultdb.LockItem(ctx, tx, r.Item)
 		if err != nil || r.Settings == nil {
 			return err
 		}
 		r.Settings(&it.Settings)
-		return v.saveItem(ctx, tx, it)
+		return v.st.SaveItem(ctx, tx, it)
 	})
 }
 
 // Pause stops the cycles of an item, or lets them go on. Tracking goes on meanwhile.
 func (v *Vault) Pause(ctx context.Context, id dr.ItemID, paused bool, by string) error {
-	return v.tx(ctx, func(tx *sql.Tx) error {
+	return v.st.Tx(ctx, func(tx *sql.Tx) error {
 		it, err := vaultdb.LockItem(ctx, tx, id)
 		if err != nil || it.Paused == paused {
 			return err
 		}
 		it.Paused = paused
-		if err := v.saveItem(ctx, tx, it); err != nil {
+		if err := v.st.SaveItem(ctx, tx, it); err != nil {
 			return err
 		}
-		return v.note(ctx, tx, vaultdb.Event{Kind: "pause", Item: id, By: by, Audit: true}, "replication of %s: paused=%v", it.VMName, paused)
+		return v.st.Note(ctx, tx, vaultdb.Event{Kind: "pause", Item: id, By: by, Audit: true}, "replication of %s: paused=%v", it.VMName, paused)
 	})
 }
 
@@ -248,7 +208,7 @@ func (v *Vault) Pause(ctx context.Context, id dr.ItemID, paused bool, by string)
 // The job ends when the request is stored; the item shows how far it is.
 func (v *Vault) Resync(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error) {
 	return v.startItem(ctx, id, OpRepairReplication, "Resync", by, itemInput{Item: id}, func(_ context.Context, _ *sql.Tx, it *vaultdb.Item) error {
-		it.ResyncRequest = newID()
+		it.ResyncRequest = state.NewID()
 		return nil
 	})
 }
@@ -259,16 +219,16 @@ func (v *Vault) Resync(ctx context.Context, id dr.ItemID, by string) (dr.JobID, 
 // VM or a pending failover is no obstacle. The replica's objects stay in the
 // store: deleting data is for retention, never for this call.
 func (v *Vault) Disable(ctx context.Context, id dr.ItemID, purge bool, by string) (dr.JobID, error) {
-	jobID := ordered()
+	jobID := state.Ordered()
 	// The initial replication, which has a lock of its own, makes way; so does
 	// copying the recovery VM's disks when nobody wants them any more.
-	inTheWay := []string{lockInitial(id)}
+	inTheWay := []string{work.LockInitial(id)}
 	if purge {
-		inTheWay = append(inTheWay, lockMakeLocal(id))
+		inTheWay = append(inTheWay, work.LockMakeLocal(id))
 	}
 	var cancel []string
 	for _, lock := range inTheWay {
-		active, err := v.activeJob(ctx, lock)
+		active, err := v.Active(ctx, lock)
 		if err != nil {
 			return "", err
 		}
@@ -276,17 +236,17 @@ func (v *Vault) Disable(ctx context.Context, id dr.ItemID, purge bool, by string
 			cancel = append(cancel, active)
 		}
 	}
-	err := v.tx(ctx, func(tx *sql.Tx) error {
+	err := v.st.Tx(ctx, func(tx *sql.Tx) error {
 		it, err := vaultdb.ItemByID(ctx, tx, id)
 		if err != nil {
 			return err
 		}
 		for _, active := range cancel {
-			if err := v.engine.Cancel(ctx, tx, active, by); err != nil && dr.KindOf(err) != dr.KindPrecondition {
+			if err := v.Engine.Cancel(ctx, tx, active, by); err != nil && dr.KindOf(err) != dr.KindPrecondition {
 				return err
 			}
 		}
-		if err := v.submitItem(ctx, tx, jobID, "DisableDr", lockOf(id), it, itemInput{Item: id, Purge: purge, Was: it.Protection}, by); err != nil {
+		if err := v.SubmitItem(ctx, tx, jobID, "DisableDr", work.LockOf(id), it, itemInput{Item: id, Purge: purge, Was: it.Protection}, by); err != nil {
 			return err
 		}
 		if it, err = vaultdb.LockItem(ctx, tx, id); err != nil {
@@ -310,10 +270,10 @@ func (v *Vault) Disable(ctx context.Context, id dr.ItemID, purge bool, by string
 			}
 		}
 		it.Protection, it.Job = dr.Disabling, dr.JobID(jobID)
-		if err := v.saveItem(ctx, tx, it); err != nil {
+		if err := v.st.SaveItem(ctx, tx, it); err != nil {
 			return err
 		}
-		return v.note(ctx, tx, vaultdb.Event{Kind: "DisableDr", Item: id, By: by, Audit: true}, "protection of %s is being disabled (purge=%v): job %s", it.VMName, purge, jobID)
+		return v.st.Note(ctx, tx, vaultdb.Event{Kind: "DisableDr", Item: id, By: by, Audit: true}, "protection of %s is being disabled (purge=%v): job %s", it.VMName, purge, jobID)
 	})
 	if err != nil {
 		return "", err
@@ -321,21 +281,12 @@ func (v *Vault) Disable(ctx context.Context, id dr.ItemID, purge bool, by string
 	return dr.JobID(jobID), nil
 }
 
-// activeJob finds the job that holds a lock key; "" if none does.
-func (v *Vault) activeJob(ctx context.Context, lock string) (string, error) {
-	jobs, _, err := v.engine.List(ctx, job.Filter{Item: lock, States: []job.State{job.Ready, job.Running, job.Waiting}, Limit: 1})
-	if err != nil || len(jobs) == 0 {
-		return "", err
-	}
-	return jobs[0].ID, nil
-}
-
 // load reads a step's input and its item.
 func (v *Vault) load(ctx context.Context, s *job.StepContext) (in itemInput, it vaultdb.Item, err error) {
 	if err := s.Input(&in); err != nil {
 		return in, it, err
 	}
-	it, err = vaultdb.ItemByID(ctx, v.q(), in.Item)
+	it, err = vaultdb.ItemByID(ctx, v.st.Q(), in.Item)
 	if dr.KindOf(err) == dr.KindNotFound {
 		err = &job.Error{Class: job.Permanent, Err: err}
 	}
@@ -365,7 +316,7 @@ func (v *Vault) askAgent(ask func(ctx context.Context, s *job.StepContext, in it
 			return job.Result{}, err
 		}
 		if skip != "" {
-			return job.Done(stepOut{Skipped: skip}, nil), nil
+			return job.Done(work.StepOut{Skipped: skip}, nil), nil
 		}
 		return job.WaitCommand(c), nil
 	}
@@ -407,7 +358,7 @@ func (v *Vault) prerequisitesStep() job.Handler {
 			e.Hint = first.Hint
 			return job.Result{}, &job.Error{Class: job.Permanent, Err: e}
 		}
-		out := stepOut{}
+		out := work.StepOut{}
 		if len(warn) > 0 {
 			out.Outcome = map[string]string{"warnings": strings.Join(warn, "; ")}
 		}
@@ -421,11 +372,11 @@ func (v *Vault) relationshipStep(ctx context.Context, s *job.StepContext) (job.R
 	if err != nil {
 		return job.Result{}, err
 	}
-	g, err := v.openGeneration(ctx, s, in.Item, it.SourceAgent, "protect")
+	g, err := v.Replicas.OpenGeneration(ctx, s, in.Item, it.SourceAgent, "protect")
 	if err != nil {
 		return job.Result{}, err
 	}
-	return job.Done(stepOut{Gen: g.Gen}, nil), nil
+	return job.Done(work.StepOut{Gen: g.Gen}, nil), nil
 }
 
 func (v *Vault) startReplicationStep() job.Handler {
@@ -449,14 +400,14 @@ func (v *Vault) enableFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
 		if len(points) > 0 { // the agent was quick, or the job was restarted
 			it.Protection = dr.Protected
 		}
-		return v.submitItem(ctx, tx, j.ID+"-initial", "IrCompletion", lockInitial(it.ID), *it, itemInput{Item: it.ID}, j.By)
+		return v.SubmitItem(ctx, tx, j.ID+"-initial", "IrCompletion", work.LockInitial(it.ID), *it, itemInput{Item: it.ID}, j.By)
 	})
 }
 
 // finish is the end of an item's job: change moves the axes, and the item has
 // no job any more. An item that is gone is no error.
 func (v *Vault) finish(ctx context.Context, tx *sql.Tx, j *job.Job, change func(it *vaultdb.Item) error) error {
-	it, err := vaultdb.LockItem(ctx, tx, dr.ItemID(j.Meta[metaItem]))
+	it, err := vaultdb.LockItem(ctx, tx, dr.ItemID(j.Meta[work.MetaItem]))
 	if dr.KindOf(err) == dr.KindNotFound {
 		return nil
 	}
@@ -469,14 +420,14 @@ func (v *Vault) finish(ctx context.Context, tx *sql.Tx, j *job.Job, change func(
 	if it.Job == dr.JobID(j.ID) {
 		it.Job = ""
 	}
-	if err := v.saveItem(ctx, tx, it); err != nil {
+	if err := v.st.SaveItem(ctx, tx, it); err != nil {
 		return err
 	}
 	text := ""
 	if j.Failure != nil {
 		text = ": " + j.Failure.Message
 	}
-	return v.note(ctx, tx, vaultdb.Event{Kind: j.Kind, Item: it.ID, By: j.By}, "%s of %s %s%s", j.Kind, it.VMName, j.State, text)
+	return v.st.Note(ctx, tx, vaultdb.Event{Kind: j.Kind, Item: it.ID, By: j.By}, "%s of %s %s%s", j.Kind, it.VMName, j.State, text)
 }
 
 // initialStep waits for the first recovery point. The agent's word is not
@@ -485,17 +436,17 @@ func (v *Vault) initialStep() job.Handler {
 	return v.askAgent(func(_ context.Context, _ *job.StepContext, _ itemInput, it vaultdb.Item) (job.Command, string, error) {
 		return command(it.SourceAgent, agentapi.CmdAwaitInitial, machineOf(it), 0), "", nil
 	}, func(ctx context.Context, _ *job.StepContext, _ itemInput, it vaultdb.Item, _ job.Reply) (job.Result, error) {
-		if err := v.reconcile(ctx, it, false); err != nil {
+		if err := v.Replicas.Reconcile(ctx, it, false); err != nil {
 			return job.Result{}, err
 		}
-		p, err := vaultdb.LatestPoint(ctx, v.q(), it.Machine, "")
+		p, err := vaultdb.LatestPoint(ctx, v.st.Q(), it.Machine, "")
 		if dr.CodeOf(err) == dr.CodeNoRecoveryPoint {
 			return job.Result{}, dr.New(dr.KindUnavailable, dr.CodeObjectMissing, "vault.IrCompletion", "the agent reports %s as replicated, and the store has no recovery point of it", it.VMName)
 		}
 		if err != nil {
 			return job.Result{}, err
 		}
-		return job.Done(stepOut{Gen: p.Gen, N: p.N, Outcome: map[string]string{"recoveryPoint": p.Name(), "bytes": fmt.Sprint(p.StoredBytes)}}, nil), nil
+		return job.Done(work.StepOut{Gen: p.Gen, N: p.N, Outcome: map[string]string{"recoveryPoint": p.Name(), "bytes": fmt.Sprint(p.StoredBytes)}}, nil), nil
 	})
 }
 
@@ -510,7 +461,7 @@ func (v *Vault) finalizeStep(ctx context.Context, s *job.StepContext) (job.Resul
 			return err
 		}
 		it.Protection = dr.Protected
-		return v.saveItem(ctx, tx, it)
+		return v.st.SaveItem(ctx, tx, it)
 	}), nil
 }
 
@@ -518,7 +469,7 @@ func (v *Vault) finalizeStep(ctx context.Context, s *job.StepContext) (job.Resul
 // agent is gone or was not to be asked.
 func (v *Vault) stopStep() job.Handler {
 	return v.askAgent(func(ctx context.Context, _ *job.StepContext, in itemInput, it vaultdb.Item) (job.Command, string, error) {
-		switch p, err := vaultdb.ProviderByID(ctx, v.q(), it.SourceAgent); {
+		switch p, err := vaultdb.ProviderByID(ctx, v.st.Q(), it.SourceAgent); {
 		case err != nil && dr.KindOf(err) != dr.KindNotFound:
 			return job.Command{}, "", err
 		case in.Purge:
@@ -535,7 +486,7 @@ func (v *Vault) forgetStep(ctx context.Context, s *job.StepContext) (job.Result,
 	if err := s.Input(&in); err != nil {
 		return job.Result{}, err
 	}
-	return job.Done(stepOut{Outcome: map[string]string{"store": "the replica's objects stay in the store"}}, func(tx *sql.Tx) error {
+	return job.Done(work.StepOut{Outcome: map[string]string{"store": "the replica's objects stay in the store"}}, func(tx *sql.Tx) error {
 		it, err := vaultdb.LockItem(ctx, tx, in.Item)
 		if dr.KindOf(err) == dr.KindNotFound {
 			return nil
@@ -543,9 +494,9 @@ func (v *Vault) forgetStep(ctx context.Context, s *job.StepContext) (job.Result,
 		if err != nil {
 			return err
 		}
-		v.db.NotifyTx(tx, topicAssign, string(it.SourceAgent))
-		v.db.NotifyTx(tx, topicChange, "item/"+string(it.ID))
-		if err := v.note(ctx, tx, vaultdb.Event{Kind: "DisableDr", Item: it.ID, By: s.Job().By, Audit: true}, "protection of %s is disabled; machine %s stays in the store", it.VMName, it.Machine); err != nil {
+		v.st.Assigned(tx, it.SourceAgent)
+		v.st.Changed(tx, "item", string(it.ID))
+		if err := v.st.Note(ctx, tx, vaultdb.Event{Kind: "DisableDr", Item: it.ID, By: s.Job().By, Audit: true}, "protection of %s is disabled; machine %s stays in the store", it.VMName, it.Machine); err != nil {
 			return err
 		}
 		return vaultdb.DeleteItem(ctx, tx, it)
@@ -566,26 +517,20 @@ func (v *Vault) disableFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error 
 	})
 }
 
-func (v *Vault) resyncStep(context.Context, *job.StepContext) (job.Result, error) {
-	return job.Done(nil, nil), nil // the request was stored with the job
-}
-
 // refreshStep asks a host for its inventory.
 func (v *Vault) refreshStep() job.Handler {
 	return job.CommandStep(func(_ context.Context, s *job.StepContext) (job.Command, error) {
-		return command(dr.AgentID(s.Job().Meta[metaTarget]), agentapi.CmdRefreshInventory, struct{}{}, 2*time.Minute), nil
+		return command(dr.AgentID(s.Job().Meta[work.MetaTarget]), agentapi.CmdRefreshInventory, struct{}{}, 2*time.Minute), nil
 	}, nil)
 }
 
 // RefreshProvider asks a host for its VMs now.
 func (v *Vault) RefreshProvider(ctx context.Context, f dr.FabricID, id dr.AgentID, by string) (dr.JobID, error) {
-	p, err := v.provider(ctx, f, id)
+	p, err := v.Provider(ctx, f, id)
 	if err != nil {
 		return "", err
 	}
-	jobID, err := v.engine.Submit(ctx, nil, job.Spec{Kind: "RefreshDra", TargetType: "Server", TargetName: p.Host, By: by,
-		Steps: specs(v.kinds["RefreshDra"].steps), Meta: map[string]string{metaTarget: string(p.ID)}})
-	return dr.JobID(jobID), err
+	return v.Submit(ctx, "RefreshDra", "Server", p.Host, string(p.ID), by)
 }
 
 // CheckConsistency compares the catalogue of a site's items with the store.
@@ -594,21 +539,19 @@ func (v *Vault) CheckConsistency(ctx context.Context, fabric, by string) (dr.Job
 	if err != nil {
 		return "", err
 	}
-	jobID, err := v.engine.Submit(ctx, nil, job.Spec{Kind: "CheckConsistency", TargetType: "Server", TargetName: f.Name, By: by,
-		Steps: specs(v.kinds["CheckConsistency"].steps), Meta: map[string]string{metaTarget: string(f.ID)}})
-	return dr.JobID(jobID), err
+	return v.Submit(ctx, "CheckConsistency", "Server", f.Name, string(f.ID), by)
 }
 
 func (v *Vault) consistencyStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
-	items, err := vaultdb.Items(ctx, v.q(), dr.FabricID(s.Job().Meta[metaTarget]))
+	items, err := vaultdb.Items(ctx, v.st.Q(), dr.FabricID(s.Job().Meta[work.MetaTarget]))
 	if err != nil {
 		return job.Result{}, err
 	}
 	for i, it := range items {
 		s.Progress(float64(i)*100/float64(len(items)), it.VMName)
-		if err := v.reconcile(ctx, it, true); err != nil {
+		if err := v.Replicas.Reconcile(ctx, it, true); err != nil {
 			return job.Result{}, err
 		}
 	}
-	return job.Done(stepOut{Outcome: map[string]string{"items": fmt.Sprint(len(items))}}, nil), nil
+	return job.Done(work.StepOut{Outcome: map[string]string{"items": fmt.Sprint(len(items))}}, nil), nil
 }

@@ -1,9 +1,13 @@
 package vault
 
 import (
+	"context"
+	"database/sql"
 	"slices"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/vault/state"
+	"holdfast/internal/vault/work"
 	"holdfast/internal/vaultdb"
 )
 
@@ -83,4 +87,121 @@ func check(it vaultdb.Item, f facts, op Operation) error {
 	}
 	return dr.New(dr.KindPrecondition, dr.CodeOperationNotAllowed, "vault."+string(op),
 		"%s is not possible now for %s: protection %s, failover %s, test failover %s", op, it.VMName, it.Protection, it.Failover, it.Test)
+}
+
+// startItem submits the job of an operation: the operation is checked, the
+// item's axes are moved by begin, the event log is written, all in one transaction.
+func (v *Vault) startItem(ctx context.Context, id dr.ItemID, op Operation, kind, by string, input any,
+	begin func(ctx context.Context, tx *sql.Tx, it *vaultdb.Item) error) (dr.JobID, error) {
+	job := state.Ordered()
+	err := v.st.Tx(ctx, func(tx *sql.Tx) error {
+		it, err := vaultdb.ItemByID(ctx, tx, id)
+		if err != nil {
+			return err
+		}
+		// The job first: it says which other job is in the way, and everybody takes
+		// the locks in the order job, item.
+		if err := v.SubmitItem(ctx, tx, job, kind, work.LockOf(id), it, input, by); err != nil {
+			return err
+		}
+		if it, err = vaultdb.LockItem(ctx, tx, id); err != nil {
+			return err
+		}
+		f, err := factsOf(ctx, tx, it)
+		if err != nil {
+			return err
+		}
+		if err := check(it, f, op); err != nil {
+			return err
+		}
+		if err := begin(ctx, tx, &it); err != nil {
+			return err
+		}
+		it.Job = dr.JobID(job)
+		if err := v.st.SaveItem(ctx, tx, it); err != nil {
+			return err
+		}
+		return v.st.Note(ctx, tx, vaultdb.Event{Kind: kind, Item: id, By: by, Audit: true}, "%s of %s was started: job %s", kind, it.VMName, job)
+	})
+	if err != nil {
+		return "", err
+	}
+	return dr.JobID(job), nil
+}
+
+// factsOf reads what allowed needs beside the axes.
+func factsOf(ctx context.Context, tx *sql.Tx, it vaultdb.Item) (f facts, err error) {
+	points, err := vaultdb.Points(ctx, tx, it.Machine, 1)
+	if err != nil {
+		return f, err
+	}
+	all, err := vaultdb.Servings(ctx, tx, it.ID)
+	f.points = len(points) > 0
+	f.leftover = slices.ContainsFunc(all, func(s vaultdb.Serving) bool { return s.Kind != dr.KindTestFailover })
+	return f, err
+}
+
+// RestartJob runs a failed job again; the item must still allow its operation.
+func (v *Vault) RestartJob(ctx context.Context, id dr.JobID, by string) error {
+	j, err := v.Engine.Get(ctx, string(id))
+	if err != nil {
+		return err
+	}
+	if !v.Restartable(j.Kind) {
+		return dr.New(dr.KindPrecondition, dr.CodeOperationNotAllowed, "vault.RestartJob", "a %s can't be restarted: start the operation again", j.Kind)
+	}
+	return v.st.Tx(ctx, func(tx *sql.Tx) error {
+		if err := v.Engine.Restart(ctx, tx, string(id)); err != nil {
+			return err
+		}
+		item := dr.ItemID(j.Meta[work.MetaItem])
+		if item == "" {
+			return nil
+		}
+		it, err := vaultdb.LockItem(ctx, tx, item)
+		if err != nil {
+			return err
+		}
+		f, err := factsOf(ctx, tx, it)
+		if err != nil {
+			return err
+		}
+		if err := again(&it, f, j.Kind); err != nil {
+			return err
+		}
+		if j.Item == work.LockOf(item) {
+			it.Job = id
+		}
+		if err := v.st.SaveItem(ctx, tx, it); err != nil {
+			return err
+		}
+		return v.st.Note(ctx, tx, vaultdb.Event{Kind: j.Kind, Item: item, By: by, Audit: true}, "job %s (%s of %s) was restarted", id, j.Kind, it.VMName)
+	})
+}
+
+// again moves an item's axes as the start of its operation did, for a restart.
+func again(it *vaultdb.Item, f facts, kind string) error {
+	switch kind {
+	case "EnableDr":
+		if it.Protection != dr.EnableFailed {
+			return check(*it, f, "EnableProtection")
+		}
+		it.Protection = dr.Enabling
+	case "DisableDr":
+		if err := check(*it, f, OpDisableProtection); err != nil {
+			return err
+		}
+		it.Protection = dr.Disabling
+	case "TestFailoverCleanup":
+		if err := check(*it, f, OpTestFailoverCleanup); err != nil {
+			return err
+		}
+		it.Test = dr.TestCleaning
+	case "CancelFailover":
+		if err := check(*it, f, OpCancelFailover); err != nil {
+			return err
+		}
+		it.Failover = dr.FailoverCancelling
+	}
+	return nil
 }

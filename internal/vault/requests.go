@@ -1,10 +1,10 @@
-// Package vault is the control plane of Holdfast.
 package vault
 
 import (
-	"time"
-
 	"holdfast/internal/dr"
+	"holdfast/internal/vault/access"
+	"holdfast/internal/vault/site"
+	"holdfast/internal/vault/work"
 )
 
 // Identity says which vault this is in the address space of the REST API.
@@ -17,11 +17,17 @@ type Identity struct {
 	ResourceID     int64 // numeric id that the key file carries
 }
 
-// Principal is an authenticated caller.
-type Principal struct {
-	Name string
-	Role dr.Role
-}
+// The requests and answers of the vault's parts.
+type (
+	Principal       = access.Principal
+	Bootstrap       = access.Bootstrap
+	RegistrationKey = site.RegistrationKey
+	KeyRequest      = site.KeyRequest
+	JobFilter       = work.JobFilter
+)
+
+// SessionLifetime is how long a session of the portal lasts.
+const SessionLifetime = access.SessionLifetime
 
 // EnableRequest asks for the protection of a VM.
 type EnableRequest struct {
@@ -50,38 +56,5 @@ type FailoverRequest struct {
 type UpdateRequest struct {
 	Item     dr.ItemID
 	Settings func(*dr.ItemSettings)
-	By       string
-}
-
-// JobFilter selects jobs; zero fields do not restrict.
-type JobFilter struct {
-	Item     dr.ItemID
-	Scenario string
-	States   []dr.JobState
-	Since    time.Time
-	Until    time.Time
-	Limit    int // 0 = 200
-}
-
-// RegistrationKey is what a key file is made of. Secret is shown once and never stored.
-type RegistrationKey struct {
-	ID        string
-	Fabric    dr.FabricID
-	Secret    string
-	OneTime   bool
-	Created   time.Time
-	Expires   time.Time
-	Revoked   bool
-	Uses      int
-	VaultURL  string
-	CAPin     string // SHA-256 of the vault CA's public key, hex
-	CreatedBy string
-}
-
-// KeyRequest asks for a registration key.
-type KeyRequest struct {
-	Fabric   string
-	OneTime  bool
-	Validity time.Duration // 0 = five days, the maximum
 	By       string
 }

@@ -28,32 +28,26 @@ import (
 	"context"
 	"crypto/tls"
 	"database/sql"
-	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
-
-	"holdfast/internal/authn"
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
 	"holdfast/internal/job"
 	"holdfast/internal/objstore"
 	"holdfast/internal/sqldb"
-	"holdfast/internal/store"
+	"holdfast/internal/vault/access"
+	"holdfast/internal/vault/identity"
+	"holdfast/internal/vault/replica"
+	"holdfast/internal/vault/site"
+	"holdfast/internal/vault/state"
+	"holdfast/internal/vault/work"
 	"holdfast/internal/vaultdb"
 )
-
-// Tickets issues read tickets for everything under a prefix of the bucket
-// (httpstore.Signer does).
-type Tickets interface {
-	Ticket(prefix string, expires time.Time) (string, error)
-}
 
 // Config configures a vault. DB, Bucket, VaultKey, Identity and PublicURL are
 // required, Signer and Tickets for anything that agents do with data.
@@ -61,7 +55,7 @@ type Config struct {
 	DB       *sqldb.DB // opened and closed by the caller
 	Bucket   objstore.Bucket
 	Signer   objstore.Signer // create-only upload URLs
-	Tickets  Tickets         // read tickets for recovery agents
+	Tickets  replica.Tickets // read tickets for recovery agents
 	StoreURL string          // base URL under which tickets are honoured; empty = PublicURL
 
 	VaultKey  cut.VaultPrivateKey // opens every replica, and seals the vault's own secrets in the database
@@ -124,28 +118,22 @@ func (c *Config) defaults() {
 	}
 }
 
-// Vault is the control plane. Make it with New, run it with Start, end it with Close.
+// Vault is the control plane. Make it with New, run it with Start, end it with
+// Close. Its parts each own a noun; what they have in common is in package state.
 type Vault struct {
-	cfg    Config
-	db     *sqldb.DB
-	log    *slog.Logger
-	engine *job.Engine
-	store  *store.Store
-	keys   *store.Keyring
-	hasher *authn.Hasher
-	kinds  map[string]scenario
+	*site.Sites
+	*access.Access
+	*replica.Replicas
+	*work.Board
+
+	cfg   Config
+	st    *state.State
+	ident *identity.Identity
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
+	mu     sync.Mutex // orders the begin of goroutines and Close
 	wg     sync.WaitGroup
-
-	mu        sync.Mutex
-	ca        *authn.CA
-	cert      *tls.Certificate
-	bootstrap *Bootstrap
-	began     time.Time           // when Start ended
-	inventory map[dr.AgentID]bool // sent one since this process started
-	full      time.Time           // last complete reconciliation
 }
 
 // New checks the configuration and makes a vault; it does no I/O.
@@ -154,18 +142,16 @@ func New(cfg Config) (*Vault, error) {
 		return nil, err
 	}
 	cfg.defaults()
-	keys := store.NewKeyring(cfg.Bucket, cfg.VaultKey)
-	v := &Vault{cfg: cfg, db: cfg.DB, log: cfg.Log, keys: keys, store: store.New(store.Config{Bucket: cfg.Bucket, Keys: keys}),
-		hasher: authn.NewHasher(2), inventory: map[dr.AgentID]bool{}}
+	st := &state.State{DB: cfg.DB, Clock: cfg.Clock, PollWait: cfg.PollWait, Log: cfg.Log}
+	v := &Vault{cfg: cfg, st: st, Access: access.New(st),
+		Replicas: replica.New(replica.Config{State: st, Bucket: cfg.Bucket, Signer: cfg.Signer, Tickets: cfg.Tickets, StoreURL: cfg.StoreURL, Key: cfg.VaultKey}),
+		ident:    identity.New(st, cfg.VaultKey, cfg.Identity.Name, cfg.PublicURL, cfg.Hosts)}
 	v.ctx, v.cancel = context.WithCancel(context.Background())
-	v.kinds = v.scenarios()
-	ec := cfg.Engine
-	ec.DB, ec.Log, ec.Handlers, ec.OnFinal = cfg.DB, cfg.Log, v.handlers(), v.finals()
-	engine, err := job.New(ec)
-	if err != nil {
+	var err error
+	if v.Board, err = work.New(st, cfg.Engine, v.scenarios(), v.finals()); err != nil {
 		return nil, err
 	}
-	v.engine = engine
+	v.Sites = site.New(st, v.Board, v.ident.Authority, cfg.PublicURL)
 	return v, nil
 }
 
@@ -173,38 +159,49 @@ func New(cfg Config) (*Vault, error) {
 // the store, and begins to run jobs and the vault's loops. ctx bounds the
 // start only.
 func (v *Vault) Start(ctx context.Context) error {
-	if err := job.Migrate(ctx, v.db); err != nil {
+	if err := job.Migrate(ctx, v.st.DB); err != nil {
 		return err
 	}
-	if err := vaultdb.Migrate(ctx, v.db); err != nil {
-		return outward(err)
+	if err := vaultdb.Migrate(ctx, v.st.DB); err != nil {
+		return state.Outward(err)
 	}
-	if err := v.loadIdentity(ctx); err != nil {
+	if err := v.ident.Load(ctx); err != nil {
 		return err
 	}
-	if err := v.claimStore(ctx); err != nil {
+	if err := v.Claim(ctx, v.cfg.Identity.Name, v.cfg.Version); err != nil {
 		return err
 	}
-	if err := v.bootstrapAccess(ctx); err != nil {
+	if err := v.Access.Open(ctx); err != nil {
 		return err
 	}
-	if err := v.engine.Start(ctx); err != nil {
+	if err := v.Engine.Start(ctx); err != nil {
 		return err
 	}
-	v.mu.Lock()
-	v.began = v.now()
-	v.mu.Unlock()
-	v.wg.Go(func() { v.every("reconcile recovery points", v.cfg.ReconcileEvery, v.reconcileAll) })
-	v.wg.Go(func() { v.every("assess health", v.cfg.HealthEvery, v.assessAll) })
+	v.st.Began()
+	v.spawn(func() { v.every("reconcile recovery points", v.cfg.ReconcileEvery, v.ReconcileAll) })
+	v.spawn(func() { v.every("assess health", v.cfg.HealthEvery, v.assessAll) })
 	return nil
 }
 
 // Close ends the loops and the running steps and waits for them. Jobs go on
 // when a vault starts again. Idempotent. The database stays open.
 func (v *Vault) Close() error {
+	v.mu.Lock()
 	v.cancel()
+	v.mu.Unlock()
 	v.wg.Wait()
-	return v.engine.Close()
+	return v.Engine.Close()
+}
+
+// spawn runs f until it returns; false, and f does not run, after Close.
+func (v *Vault) spawn(f func()) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.ctx.Err() != nil {
+		return false
+	}
+	v.wg.Go(f)
+	return true
 }
 
 // every runs f at once and then after each interval, until Close.
@@ -214,7 +211,7 @@ func (v *Vault) every(what string, d time.Duration, f func(context.Context) erro
 		err := f(ctx)
 		cancel()
 		if err != nil && v.ctx.Err() == nil {
-			v.log.Warn(what+" failed, trying again later", "err", err)
+			v.st.Log.Warn(what+" failed, trying again later", "err", err)
 		}
 		select {
 		case <-v.ctx.Done():
@@ -224,214 +221,41 @@ func (v *Vault) every(what string, d time.Duration, f func(context.Context) erro
 	}
 }
 
-// Names of the vault's own settings. Those of API callers have a prefix.
-const (
-	settingCA      = "ca"
-	settingVaultID = "vaultId"
-	settingUser    = "user/"
-)
-
-func (v *Vault) sealKey() ([32]byte, error) { return v.DeriveKey("database secrets") }
-
-// DeriveKey derives a key for a purpose of the program around the vault, e.g.
-// the key of the store's signer. It is the same in every replica and at every start.
-func (v *Vault) DeriveKey(purpose string) ([32]byte, error) {
-	text, err := v.cfg.VaultKey.Text()
-	if err != nil {
-		return [32]byte{}, err
-	}
-	return authn.DeriveKey(text, purpose)
-}
-
-// loadIdentity loads the certificate authority, making it at the first start.
-// It is sealed with a key derived from the vault's private key.
-func (v *Vault) loadIdentity(ctx context.Context) error {
-	key, err := v.sealKey()
-	if err != nil {
-		return err
-	}
-	sealed, err := vaultdb.Setting(ctx, v.db.SQL(), settingCA)
-	if err != nil {
-		return outward(err)
-	}
-	if sealed == "" {
-		ca, err := authn.NewCA("Holdfast vault "+v.cfg.Identity.Name, v.now())
-		if err != nil {
-			return err
-		}
-		text, err := ca.Text()
-		if err != nil {
-			return err
-		}
-		if sealed, err = authn.Seal(key, settingCA, text); err != nil {
-			return err
-		}
-		// Of replicas that start together, all take what the first one stored.
-		err = v.tx(ctx, func(tx *sql.Tx) error {
-			sealed, err = vaultdb.InitSetting(ctx, tx, settingCA, sealed)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-	}
-	text, err := authn.Unseal(key, settingCA, sealed)
-	if err != nil {
-		return err
-	}
-	ca, err := authn.ParseCA(text)
-	if err != nil {
-		return err
-	}
-	v.mu.Lock()
-	v.ca = ca
-	v.mu.Unlock()
-	return nil
-}
-
-// claimStore writes vault.json, or checks that the store is this vault's.
-func (v *Vault) claimStore(ctx context.Context) error {
-	var id string
-	err := v.tx(ctx, func(tx *sql.Tx) (err error) {
-		id, err = vaultdb.InitSetting(ctx, tx, settingVaultID, uuid.NewString())
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	// A store that outlived the database belongs to the holder of the private key.
-	have, err := v.store.VaultInfo(ctx)
-	switch {
-	case err == nil && have.KeyID == v.cfg.VaultKey.KeyID():
-		if have.VaultID != id {
-			v.log.Warn("the store was made by an earlier database of this vault", "storeVault", have.VaultID, "vault", id)
-		}
-		return nil
-	case err == nil:
-		return dr.New(dr.KindConflict, dr.CodeKeyMismatch, "vault.Start", "the store belongs to vault %s with key %s, this vault has key %s",
-			have.VaultID, have.KeyID, v.cfg.VaultKey.KeyID())
-	case dr.KindOf(err) != dr.KindNotFound:
-		return err
-	}
-	return store.InitVault(ctx, v.cfg.Bucket, cut.VaultInfo{VaultID: id, Name: v.cfg.Identity.Name,
-		PublicKey: v.cfg.VaultKey.Public().Text(), Created: v.now(), Software: v.cfg.Version})
-}
-
-// Identity implements the API's access interface.
+// Identity says which vault this is.
 func (v *Vault) Identity() Identity { return v.cfg.Identity }
 
 // CA returns the certificate of the vault's authority (PEM) and the SHA-256 of
 // its public key (hex). Only after Start.
 func (v *Vault) CA() (pem, pin string) {
-	ca := v.authority()
+	ca := v.ident.Authority()
 	return ca.PEM(), ca.Pin()
 }
 
-func (v *Vault) authority() *authn.CA {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.ca
+// TLSConfig returns the server's side of TLS, see identity.Identity. Only after Start.
+func (v *Vault) TLSConfig() (*tls.Config, error) { return v.ident.TLSConfig() }
+
+// DeriveKey derives a key for a purpose of the program around the vault, e.g.
+// the key of the store's signer. It is the same in every replica and at every start.
+func (v *Vault) DeriveKey(purpose string) ([32]byte, error) { return v.ident.DeriveKey(purpose) }
+
+// Connected reports whether an agent has been heard of within three long polls.
+func (v *Vault) Connected(p dr.Provider) bool { return v.st.Connected(p) }
+
+// Setting returns a named document of an API caller; "" if there is none.
+func (v *Vault) Setting(ctx context.Context, name string) (string, error) {
+	return state.Get(vaultdb.Setting(ctx, v.st.Q(), settingUser+name))
 }
 
-// TLSConfig returns the server's side of TLS: a certificate of the vault's
-// authority, renewed by itself, and client certificates asked for and checked
-// against that authority when given. Only after Start.
-func (v *Vault) TLSConfig() (*tls.Config, error) {
-	if _, err := v.serverCert(); err != nil {
-		return nil, err
+// settingUser keeps the documents of API callers apart from the vault's own settings.
+const settingUser = "user/"
+
+// SetSetting stores a named document of an API caller, at most 256 KiB.
+func (v *Vault) SetSetting(ctx context.Context, name, value string) error {
+	if name == "" || len(name) > 200 || len(value) > 256<<10 {
+		return dr.Errorf(dr.KindInvalid, "vault.SetSetting", "the setting's name or value is empty or too long")
 	}
-	return &tls.Config{
-		MinVersion: tls.VersionTLS12,
-		NextProtos: []string{"h2", "http/1.1"},
-		ClientAuth: tls.VerifyClientCertIfGiven,
-		ClientCAs:  v.authority().Pool(),
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return v.serverCert()
-		},
-	}, nil
+	return v.st.Tx(ctx, func(tx *sql.Tx) error { return vaultdb.SetSetting(ctx, tx, settingUser+name, value) })
 }
-
-func (v *Vault) serverCert() (*tls.Certificate, error) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.ca == nil {
-		return nil, dr.Errorf(dr.KindPrecondition, "vault.TLSConfig", "the vault has not been started")
-	}
-	now := v.now()
-	if v.cert != nil && now.Before(v.cert.Leaf.NotAfter.Add(-authn.ServerLifetime/3)) {
-		return v.cert, nil
-	}
-	hosts := append([]string{"localhost", "127.0.0.1", "::1"}, v.cfg.Hosts...)
-	if u, err := url.Parse(v.cfg.PublicURL); err == nil && u.Hostname() != "localhost" && u.Hostname() != "127.0.0.1" {
-		hosts = append(hosts, u.Hostname())
-	}
-	if name, err := os.Hostname(); err == nil && net.ParseIP(name) == nil {
-		hosts = append(hosts, name)
-	}
-	cert, err := v.ca.IssueServer(hosts, now)
-	if err != nil {
-		return nil, err
-	}
-	v.cert = cert
-	return cert, nil
-}
-
-func (v *Vault) now() time.Time { return v.cfg.Clock().UTC().Truncate(time.Microsecond) }
-
-// tx runs fn in a transaction, again when the database asks for it (deadlock,
-// serialization): fn must be repeatable. Errors of the database come out as
-// dr.KindUnavailable.
-func (v *Vault) tx(ctx context.Context, fn func(*sql.Tx) error) error {
-	for try := 0; ; try++ {
-		err := v.db.Tx(ctx, fn)
-		var infra *sqldb.InfraError
-		if err == nil || !errors.As(err, &infra) || infra.Unknown || try == 3 || ctx.Err() != nil {
-			return outward(err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Duration(20<<try) * time.Millisecond):
-		}
-	}
-}
-
-// outward gives errors of the database their kind.
-func outward(err error) error {
-	var known *dr.Error
-	if err == nil || !errors.Is(err, sqldb.ErrInfrastructure) || errors.As(err, &known) {
-		return err
-	}
-	return dr.Errorf(dr.KindUnavailable, "vault", "the vault's database did not answer: %w", err).
-		WithHint("try again; if it lasts, look at the database's log and disk space")
-}
-
-// get passes a read's result on with its error made fit for callers.
-func get[T any](x T, err error) (T, error) { return x, outward(err) }
-
-func (v *Vault) q() sqldb.Querier { return v.db.SQL() }
-
-func newID() string { return uuid.NewString() }
-
-// ordered makes an id that sorts by time.
-func ordered() string {
-	if u, err := uuid.NewV7(); err == nil {
-		return u.String()
-	}
-	return uuid.NewString()
-}
-
-// note appends to the event log in tx.
-func (v *Vault) note(ctx context.Context, tx *sql.Tx, e vaultdb.Event, format string, args ...any) error {
-	e.ID, e.At, e.Text = ordered(), v.now(), fmt.Sprintf(format, args...)
-	v.db.NotifyTx(tx, topicChange, "event/"+string(e.Item))
-	return vaultdb.AddEvent(ctx, tx, e)
-}
-
-// Topics of change notification.
-const (
-	topicAssign = "vault.assign" // key: agent id
-	topicChange = "vault.change" // key: kind/id
-)
 
 // Change says that something changed: Kind is job, item, site, event.
 type Change struct{ Kind, ID string }
@@ -442,15 +266,15 @@ func (v *Vault) Subscribe(ctx context.Context) <-chan Change {
 	out := make(chan Change, 256)
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(v.ctx, cancel)
-	l := v.db.Listen(topicChange)
-	jobs := v.engine.Subscribe(ctx)
+	l := v.st.DB.Listen(state.TopicChange)
+	jobs := v.Engine.Subscribe(ctx)
 	send := func(kind, id string) {
 		select {
 		case out <- Change{kind, id}:
 		default:
 		}
 	}
-	v.wg.Go(func() {
+	started := v.spawn(func() {
 		defer close(out)
 		defer l.Close()
 		defer stop()
@@ -470,20 +294,23 @@ func (v *Vault) Subscribe(ctx context.Context) <-chan Change {
 					send("item", "")
 				}
 				for _, k := range keys {
-					for i := range k {
-						if k[i] == '/' {
-							send(k[:i], k[i+1:])
-							break
-						}
+					if kind, id, ok := strings.Cut(k, "/"); ok {
+						send(kind, id)
 					}
 				}
 			}
 		}
 	})
+	if !started {
+		stop()
+		cancel()
+		l.Close()
+		close(out)
+	}
 	return out
 }
 
 // Events returns the newest entries of the log, of one item unless id is "".
 func (v *Vault) Events(ctx context.Context, id dr.ItemID, limit int) ([]vaultdb.Event, error) {
-	return get(vaultdb.Events(ctx, v.q(), id, limit))
+	return state.Get(vaultdb.Events(ctx, v.st.Q(), id, limit))
 }

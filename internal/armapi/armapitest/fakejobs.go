@@ -61,7 +61,7 @@ func (x failovers) StartFailover(_ context.Context, r vault.FailoverRequest) (dr
 		return x.w.start("TestFailover", "ProtectionEntity", string(it.ID), it.VMName, r.By, it, []string{"PrerequisitesCheck", "StartVM", "VerifyBoot"}, nil, func(j *dr.Job) {
 			if it.Test = dr.TestFailed; j.State == dr.JobSucceeded {
 				it.Test, it.TestVM = dr.TestWaiting, dr.VMID(x.w.uuid())
-				j.Outcome = map[string]string{"vm": it.VMName + "-test", "recoveryPoint": point, "seconds": "1.5", "bootVerified": "true", "screenshot": string(j.ID), "network": r.Network}
+				j.Outcome = map[string]string{"vm": it.VMName + "-test", "recoveryPoint": point, "recoveryPointTime": j.Started.Format(time.RFC3339), "bootSeconds": "1.5", "bootVerified": "true", "matched": "login:", "screenshot": string(j.ID), "network": r.Network}
 			}
 		}), nil
 	}

@@ -406,14 +406,12 @@ func testMakeLocalResumes(t *testing.T, f *Fixture) {
 	if err := f.Host.MakeLocal(short, id, nil); dr.KindOf(err) != dr.KindUnavailable {
 		t.Errorf("MakeLocal past its deadline: %v", err)
 	}
-	dbg(t,f,ctx,id,"1")
 	for _, d := range devices {
 		d.set(true, 0)
 	}
 	if err := f.Host.MakeLocal(ctx, id, nil); err == nil {
 		t.Error("MakeLocal succeeded although the recovery point can't be read")
-	} else { t.Log(err) }
-	dbg(t,f,ctx,id,"2")
+	}
 	for _, d := range devices {
 		d.set(false, 0)
 	}
@@ -425,9 +423,4 @@ func testMakeLocalResumes(t *testing.T, f *Fixture) {
 			t.Errorf("disk %s of the recovery VM is not the recovery point", d.ID)
 		}
 	}
-}
-
-func dbg(t *testing.T, f *Fixture, ctx context.Context, id dr.VMID, s string) {
-	st, err := f.Host.State(ctx, id)
-	t.Log(time.Now(), s, st, err)
 }

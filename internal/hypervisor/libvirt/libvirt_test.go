@@ -2,7 +2,6 @@ package libvirt_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net"
@@ -255,14 +254,228 @@ func (b *bench) fixture(t *testing.T) *hypervisortest.Fixture {
 }
 
 func TestConformance(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs two minutes of virtual machines")
+	}
 	b := newBench(t)
 	hypervisortest.Run(t, b.fixture)
 }
 
-// qemuInfo reads one field of qemu-img info.
-func (b *bench) qemuInfo(t testing.TB, path string) map[string]any {
-	t.Helper()
-	var m map[string]any
-	b.must(t, json.Unmarshal([]byte(b.qemuImg(t, "info", "-U", "--output=json", path)), &m))
-	return m
+// TestForeignJob: another product's job is neither used nor ended.
+func TestForeignJob(t *testing.T) {
+	b := newBench(t)
+	d := b.domain(t, map[string]string{"vda": "4M"}, "")
+	h := b.open(t, filepath.Join(d.dir, "hf"), nil)
+	xml := filepath.Join(d.dir, "job.xml")
+	b.must(t, os.WriteFile(xml, []byte(`<domainbackup mode='pull'><server transport='unix' socket='`+d.dir+`/other.sock'/><disks>
+<disk name='vda' backup='yes' type='file'><scratch file='`+d.dir+`/other.scratch'/></disk><disk name='hdc' backup='no'/></disks></domainbackup>`), 0o600))
+	b.virsh(t, "backup-begin", d.name, xml)
+	req := hypervisor.CutRequest{VM: d.id, Disks: []string{"vda"}, Tag: "a"}
+	_, err := h.BeginCut(t.Context(), req)
+	if dr.CodeOf(err) != dr.CodeBackupJobBusy {
+		t.Errorf("begin during another product's job: %v", err)
+	}
+	if err := h.Forget(t.Context(), d.id, nil); err != nil {
+		t.Errorf("forget during another product's job: %v", err)
+	}
+	if out := b.virsh(t, "backup-dumpxml", d.name); !strings.Contains(out, "other.sock") {
+		t.Error("another product's job has been ended")
+	}
+	b.virsh(t, "domjobabort", d.name)
+	c, err := h.BeginCut(t.Context(), req)
+	b.must(t, err)
+	b.must(t, c.End(t.Context()))
+}
+
+// TestWatchdogEndsOldCuts: the VM is not held for ever by an agent that forgot its cut.
+func TestWatchdogEndsOldCuts(t *testing.T) {
+	b := newBench(t)
+	d := b.domain(t, map[string]string{"vda": "4M"}, "")
+	h := b.open(t, filepath.Join(d.dir, "hf"), func(c *libvirt.Config) { c.MaxCutAge = 300 * time.Millisecond })
+	base, err := h.BeginCut(t.Context(), hypervisor.CutRequest{VM: d.id, Disks: []string{"vda"}, Tag: "base"})
+	b.must(t, err)
+	b.must(t, base.End(t.Context()))
+	c, err := h.BeginCut(t.Context(), hypervisor.CutRequest{VM: d.id, Disks: []string{"vda"}, Tag: "old"})
+	b.must(t, err)
+	for end := time.Now().Add(time.Minute); strings.Contains(b.virsh(t, "domjobinfo", d.name), "Backup") || strings.Contains(b.virsh(t, "checkpoint-list", d.name, "--name"), "hf-old"); {
+		if time.Now().After(end) {
+			t.Fatal("the watchdog did not end the cut")
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if err := c.ReadAt(t.Context(), "vda", make([]byte, 512), 0); dr.CodeOf(err) != dr.CodeHypervisorTimeout {
+		t.Errorf("a read after the watchdog: %v", err)
+	}
+	b.must(t, c.Abort(t.Context()))
+	if names, err := filepath.Glob(filepath.Join(d.dir, "hf/cut/*")); err != nil || len(names) > 0 {
+		t.Errorf("leftovers %v, %v", names, err)
+	}
+	next, err := h.BeginCut(t.Context(), hypervisor.CutRequest{VM: d.id, Disks: []string{"vda"}, Base: base.Info().Token, Tag: "next"})
+	b.must(t, err)
+	b.must(t, next.End(t.Context()))
+}
+
+// TestDaemonRestart: libvirtd is killed while a cut is open. The cut can be
+// read on, ended with the new daemon, and watchers are told.
+func TestDaemonRestart(t *testing.T) {
+	b := newBench(t)
+	d := b.domain(t, map[string]string{"vda": "4M"}, "")
+	h := b.open(t, filepath.Join(d.dir, "hf"), nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	back := make(chan struct{}, 1)
+	watched := make(chan error, 1)
+	go func() {
+		watched <- h.Watch(ctx, func(e hypervisor.Event) {
+			if e.Kind == "reconnected" {
+				select {
+				case back <- struct{}{}:
+				default:
+				}
+			}
+		})
+	}()
+	d.write(t, "vda", 0, []byte(strings.Repeat("holdfast", 512)))
+	c, err := h.BeginCut(t.Context(), hypervisor.CutRequest{VM: d.id, Disks: []string{"vda"}, Tag: "a"})
+	b.must(t, err)
+
+	b.must(t, syscall.Kill(b.daemonPID(t), syscall.SIGKILL))
+	p := make([]byte, 4096)
+	b.must(t, c.ReadAt(t.Context(), "vda", p, 0))
+	if !strings.HasPrefix(string(p), "holdfastholdfast") {
+		t.Errorf("read %q", p[:16])
+	}
+	for range 100 { // the kernel closes the old daemon's socket some time after the signal
+		if _, err = h.State(t.Context(), d.id); err != nil {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if dr.CodeOf(err) != dr.CodeHypervisorDown {
+		t.Errorf("state without a daemon: %v (code %q)", err, dr.CodeOf(err))
+	}
+	if dr.KindOf(err) == dr.KindNotFound {
+		t.Error("a daemon that is down looks like a VM that does not exist")
+	}
+	if err := c.End(t.Context()); err == nil {
+		t.Error("a cut was ended without a daemon")
+	}
+
+	cmd := exec.Command("/usr/sbin/libvirtd", "--config", filepath.Join(b.inst.Dir, "c/libvirt/libvirtd.conf"))
+	cmd.Env = b.inst.Env
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	b.must(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	})
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		if _, err = h.State(t.Context(), d.id); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("no answer from the new daemon: %v", err)
+		}
+	}
+	b.must(t, c.End(t.Context()))
+	select {
+	case <-back:
+	case <-time.After(time.Minute):
+		t.Error("the watcher did not reconnect")
+	}
+	cancel()
+	b.must(t, <-watched)
+	next, err := h.BeginCut(t.Context(), hypervisor.CutRequest{VM: d.id, Disks: []string{"vda"}, Base: c.Info().Token, Tag: "b"})
+	b.must(t, err)
+	b.must(t, next.End(t.Context()))
+	b.must(t, h.Destroy(t.Context(), d.id)) // the clean-up's virsh may find no daemon any more
+	b.virsh(t, "undefine", d.name, "--checkpoints-metadata")
+	b.virsh(t, "define", filepath.Join(d.dir, "domain.xml"))
+}
+
+// TestForgetOffline: protection of a VM that is off ends without starting it.
+func TestForgetOffline(t *testing.T) {
+	b := newBench(t)
+	d := b.domain(t, map[string]string{"vda": "4M"}, "")
+	h := b.open(t, filepath.Join(d.dir, "hf"), nil)
+	c, err := h.BeginCut(t.Context(), hypervisor.CutRequest{VM: d.id, Disks: []string{"vda"}, Tag: "a"})
+	b.must(t, err)
+	b.must(t, c.End(t.Context()))
+	b.must(t, h.Destroy(t.Context(), d.id))
+	b.must(t, h.Forget(t.Context(), d.id, []string{c.Info().Token}))
+	if out := b.qemuImg(t, "info", d.image("vda")); !strings.Contains(out, "hf-a") {
+		t.Errorf("the bitmap to be kept is gone:\n%s", out)
+	}
+	b.must(t, h.Forget(t.Context(), d.id, nil))
+	if out := b.qemuImg(t, "info", d.image("vda")); strings.Contains(out, "hf-a") {
+		t.Errorf("the bitmap is still there:\n%s", out)
+	}
+	if out := b.virsh(t, "checkpoint-list", d.name, "--name"); strings.Contains(out, "hf-a") {
+		t.Errorf("checkpoints: %s", out)
+	}
+	b.must(t, h.Start(t.Context(), d.id))
+}
+
+// TestBootAfterCrash: Boot and Remove clear what a process left that died in the midst of Boot.
+func TestBootAfterCrash(t *testing.T) {
+	b := newBench(t)
+	d := b.domain(t, map[string]string{"vda": "4M"}, "")
+	dir := filepath.Join(d.dir, "hf")
+	h := b.open(t, dir, nil)
+	cfg, err := h.Config(t.Context(), d.id)
+	b.must(t, err)
+	path := filepath.Join(d.dir, "r", "vda.qcow2")
+	spec := hypervisor.BootSpec{Name: "replica", Owner: "o", Config: cfg, Disks: []hypervisor.BootDisk{{ID: "vda", Size: 4 << 20, Path: path}}}
+	id, err := h.Boot(t.Context(), spec)
+	b.must(t, err)
+	// As if it had died before it defined the domain: record and image are there.
+	b.must(t, h.Destroy(t.Context(), id))
+	b.virsh(t, "undefine", "replica")
+	other := spec
+	other.Owner = "somebody"
+	if _, err := h.Boot(t.Context(), other); dr.CodeOf(err) != dr.CodeAlreadyExists {
+		t.Errorf("another owner's leftovers: %v", err)
+	}
+	again, err := h.Boot(t.Context(), spec)
+	b.must(t, err)
+	// As if it had died before it started the domain.
+	b.must(t, h.Destroy(t.Context(), again))
+	third, err := b.open(t, dir, nil).Boot(t.Context(), spec)
+	b.must(t, err)
+	if third != again {
+		t.Errorf("Boot made %s of the VM %s", third, again)
+	}
+	if s, err := h.State(t.Context(), again); err != nil || s != hypervisor.PowerOn {
+		t.Errorf("state %q, %v", s, err)
+	}
+	// Undefined behind our back: Remove still finds the files.
+	b.must(t, h.Destroy(t.Context(), again))
+	b.virsh(t, "undefine", "replica")
+	b.must(t, h.Remove(t.Context(), again, "o"))
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("the image is left over: %v", err)
+	}
+	if names, err := filepath.Glob(filepath.Join(dir, "boot/*")); err != nil || len(names) > 0 {
+		t.Errorf("leftovers %v, %v", names, err)
+	}
+}
+
+func TestConfigValidate(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]libvirt.Config{
+		"no directory": {}, "relative": {Dir: "x"}, "root": {Dir: "/"}, "remote": {Dir: "/d", URI: "qemu+ssh://h/system"},
+		"long":     {Dir: "/" + strings.Repeat("d", 80)},
+		"negative": {Dir: "/d", MaxCutAge: -1}, "accelerator": {Dir: "/d", Accel: "hax"}, "comma": {Dir: "/a,b"},
+	} {
+		if err := c.Validate(); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if err := (libvirt.Config{Dir: "/var/lib/holdfast"}).Validate(); err != nil {
+		t.Error(err)
+	}
+	_, err := libvirt.Open(t.Context(), libvirt.Config{URI: "qemu:///session", Dir: t.TempDir(), Socket: "/nonexistent/sock"})
+	if dr.CodeOf(err) != dr.CodeHypervisorDown && dr.KindOf(err) != dr.KindInvalid { // a temporary directory may be too long
+		t.Errorf("open without a daemon: %v", err)
+	}
 }

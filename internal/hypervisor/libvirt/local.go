@@ -27,10 +27,11 @@ func (m *machines) MakeLocal(ctx context.Context, id dr.VMID, progress func(done
 	sizes := make([]int64, len(vm.Disks))
 	var done, total int64
 	for i, d := range vm.Disks {
-		if sizes[i], err = m.virt.BlockSize(ctx, op, dom, d.ID); err != nil {
+		if err := m.virt.Measure(ctx, op, dom, &d); err != nil {
 			return err
 		}
-		total += sizes[i]
+		sizes[i] = d.Size
+		total += d.Size
 	}
 	for i, d := range vm.Disks {
 		report := func(share float64) {

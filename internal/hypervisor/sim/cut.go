@@ -82,7 +82,7 @@ func (v *VM) admit(h *Host, req hypervisor.CutRequest) error {
 		return dr.New(dr.KindInvalid, dr.CodeNoDisks, op, "the request for a cut of VM %s names no disk", v.info.Name)
 	case !hypervisor.ValidTag(req.Tag):
 		return dr.Errorf(dr.KindInvalid, op, "%q is not a tag (letters, digits and hyphens)", req.Tag)
-	case v.power == hypervisor.PowerOff:
+	case v.power == hypervisor.PowerOff && !req.Offline:
 		return dr.New(dr.KindPrecondition, dr.CodeVMNotRunning, op, "VM %s is not running", v.info.Name)
 	case v.alien:
 		return dr.New(dr.KindConflict, dr.CodeBackupJobBusy, op, "another product's backup job is open on VM %s", v.info.Name)

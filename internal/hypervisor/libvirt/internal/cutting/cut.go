@@ -141,8 +141,8 @@ func (c *cut) addDisk(ctx context.Context, vm dr.VM, id string) error {
 		return dr.New(dr.KindUnsupported, code, op, "disk %s of VM %s can't be replicated: %s", id, c.dom.Name, d.Unreplicatable)
 	}
 	grain := int64(64 << 10) // QEMU: the cluster size within 4..64 KiB
-	if _, cluster, err := virt.QCOW2Header(d.Path); err == nil {
-		grain = min(max(cluster, 4<<10), 64<<10)
+	if q, err := virt.ReadQCOW2(d.Path); err == nil {
+		grain = min(max(q.Cluster, 4<<10), 64<<10)
 	}
 	c.disks[id] = &cutDisk{size: d.Size}
 	c.info.Disks = append(c.info.Disks, hypervisor.CutDisk{ID: id, Size: d.Size, Granularity: grain})

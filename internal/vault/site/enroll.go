@@ -1,4 +1,4 @@
-package vault
+package site
 
 import (
 	"context"
@@ -6,11 +6,12 @@ import (
 	"crypto/x509"
 	"database/sql"
 	"slices"
-	"strings"
 
 	"holdfast/internal/agentapi"
 	"holdfast/internal/authn"
 	"holdfast/internal/dr"
+	"holdfast/internal/vault/state"
+	"holdfast/internal/vault/work"
 	"holdfast/internal/vaultdb"
 )
 
@@ -19,7 +20,7 @@ import (
 // reinstalled agent goes on with its items; its former certificate is refused
 // from then on. A one-time key answers its own host again only for the same
 // key pair, which is what a repeated request after a lost response has.
-func (v *Vault) Enroll(ctx context.Context, r agentapi.EnrollRequest) (agentapi.EnrollResponse, error) {
+func (s *Sites) Enroll(ctx context.Context, r agentapi.EnrollRequest) (agentapi.EnrollResponse, error) {
 	const op = "vault.Enroll"
 	keyHash, err := authn.CSRKeyHash(r.CSR)
 	if err != nil {
@@ -35,8 +36,8 @@ func (v *Vault) Enroll(ctx context.Context, r agentapi.EnrollRequest) (agentapi.
 	var p vaultdb.Provider
 	var f dr.Fabric
 	var cert authn.AgentCert
-	err = v.tx(ctx, func(tx *sql.Tx) error {
-		now := v.now()
+	err = s.st.Tx(ctx, func(tx *sql.Tx) error {
+		now := s.st.Now()
 		k, err := vaultdb.LockKey(ctx, tx, r.KeyID)
 		if err != nil && dr.KindOf(err) != dr.KindNotFound {
 			return err
@@ -62,12 +63,12 @@ func (v *Vault) Enroll(ctx context.Context, r agentapi.EnrollRequest) (agentapi.
 			return dr.New(dr.KindUnauthenticated, dr.CodeRegistrationKeyUsed, op, "registration key %s is for one host and was used", k.ID)
 		}
 		if !known {
-			p = vaultdb.Provider{Provider: dr.Provider{ID: dr.AgentID(newID()), Fabric: k.Fabric, Host: r.Host}, MachineID: r.MachineID}
+			p = vaultdb.Provider{Provider: dr.Provider{ID: dr.AgentID(state.NewID()), Fabric: k.Fabric, Host: r.Host}, MachineID: r.MachineID}
 		}
-		if cert, err = v.authority().IssueAgent(r.CSR, p.ID, now); err != nil {
+		if cert, err = s.ca().IssueAgent(r.CSR, p.ID, now); err != nil {
 			return err
 		}
-		p.Roles, p.Version, p.Hypervisor, p.Registered, p.LastSeen = roles, clip(r.Version), clip(r.Hypervisor), now, now
+		p.Roles, p.Version, p.Hypervisor, p.Registered, p.LastSeen = roles, state.Clip(r.Version), state.Clip(r.Hypervisor), now, now
 		p.CertSerial, p.PrevSerial, p.KeyHash, p.NotAfter = cert.Serial, "", cert.KeyHash, cert.NotAfter
 		if err := vaultdb.SaveProvider(ctx, tx, p); err != nil {
 			return err
@@ -75,34 +76,34 @@ func (v *Vault) Enroll(ctx context.Context, r agentapi.EnrollRequest) (agentapi.
 		if err := vaultdb.UseKey(ctx, tx, k.ID, p.ID); err != nil {
 			return err
 		}
-		v.db.NotifyTx(tx, topicChange, "site/"+string(f.ID))
+		s.st.Changed(tx, "site", string(f.ID))
 		what := "registered"
 		if known {
 			what = "registered again"
 		}
-		if err := v.note(ctx, tx, vaultdb.Event{Kind: "agentRegistered", Agent: p.ID, By: "registration key " + k.ID, Audit: true},
+		if err := s.st.Note(ctx, tx, vaultdb.Event{Kind: "agentRegistered", Agent: p.ID, By: "registration key " + k.ID, Audit: true},
 			"host %s %s in site %s, certificate %s", p.Host, what, f.Name, cert.Serial); err != nil {
 			return err
 		}
-		return v.quickIn(ctx, tx, ordered(), quickJob{kind: "RegisterDra", targetType: "Server", target: p.Host, targetID: string(p.ID), by: "agent"})
+		return s.jobs.QuickIn(ctx, tx, state.Ordered(), work.Quick{Kind: "RegisterDra", TargetType: "Server", Target: p.Host, TargetID: string(p.ID), By: "agent"})
 	})
 	if err != nil {
-		v.log.Warn("registration refused", "host", r.Host, "key", r.KeyID, "err", err)
+		s.st.Log.Warn("registration refused", "host", r.Host, "key", r.KeyID, "err", err)
 		return agentapi.EnrollResponse{}, err
 	}
-	return v.enrolled(p, f, cert), nil
+	return s.enrolled(p, f, cert), nil
 }
 
-func (v *Vault) enrolled(p vaultdb.Provider, f dr.Fabric, cert authn.AgentCert) agentapi.EnrollResponse {
+func (s *Sites) enrolled(p vaultdb.Provider, f dr.Fabric, cert authn.AgentCert) agentapi.EnrollResponse {
 	return agentapi.EnrollResponse{AgentID: string(p.ID), FabricID: string(f.ID), FabricName: f.Name, Certificate: cert.PEM,
-		CA: v.authority().PEM(), NotAfter: cert.NotAfter}
+		CA: s.ca().PEM(), NotAfter: cert.NotAfter}
 }
 
 // Renew gives an agent its next certificate. The one it shows now stays good
 // until its own end, for the case that the response is lost.
-func (v *Vault) Renew(ctx context.Context, agent dr.AgentID, serial string, r agentapi.RenewRequest) (agentapi.EnrollResponse, error) {
+func (s *Sites) Renew(ctx context.Context, agent dr.AgentID, serial string, r agentapi.RenewRequest) (agentapi.EnrollResponse, error) {
 	var out agentapi.EnrollResponse
-	err := v.tx(ctx, func(tx *sql.Tx) error {
+	err := s.st.Tx(ctx, func(tx *sql.Tx) error {
 		p, err := vaultdb.ProviderByID(ctx, tx, agent)
 		if err != nil {
 			return err
@@ -111,16 +112,16 @@ func (v *Vault) Renew(ctx context.Context, agent dr.AgentID, serial string, r ag
 		if err != nil {
 			return err
 		}
-		cert, err := v.authority().IssueAgent(r.CSR, agent, v.now())
+		cert, err := s.ca().IssueAgent(r.CSR, agent, s.st.Now())
 		if err != nil {
 			return err
 		}
-		p.PrevSerial, p.CertSerial, p.KeyHash, p.NotAfter, p.LastSeen = serial, cert.Serial, cert.KeyHash, cert.NotAfter, v.now()
+		p.PrevSerial, p.CertSerial, p.KeyHash, p.NotAfter, p.LastSeen = serial, cert.Serial, cert.KeyHash, cert.NotAfter, s.st.Now()
 		if err := vaultdb.SaveProvider(ctx, tx, p); err != nil {
 			return err
 		}
-		out = v.enrolled(p, f, cert)
-		return v.note(ctx, tx, vaultdb.Event{Kind: "certificate", Agent: agent, By: "agent"}, "certificate of host %s was renewed: %s", p.Host, cert.Serial)
+		out = s.enrolled(p, f, cert)
+		return s.st.Note(ctx, tx, vaultdb.Event{Kind: "certificate", Agent: agent, By: "agent"}, "certificate of host %s was renewed: %s", p.Host, cert.Serial)
 	})
 	return out, err
 }
@@ -128,18 +129,18 @@ func (v *Vault) Renew(ctx context.Context, agent dr.AgentID, serial string, r ag
 // AgentByCert says which agent shows a certificate. It checks the authority,
 // the time, and that the certificate is the agent's current one (or the one
 // before a renewal) and not revoked.
-func (v *Vault) AgentByCert(ctx context.Context, cert *x509.Certificate) (dr.Provider, string, error) {
+func (s *Sites) AgentByCert(ctx context.Context, cert *x509.Certificate) (dr.Provider, string, error) {
 	const op = "vault.AgentByCert"
-	id, serial, err := v.authority().AgentOf(cert, v.now())
+	id, serial, err := s.ca().AgentOf(cert, s.st.Now())
 	if err != nil {
 		return dr.Provider{}, "", err
 	}
-	p, err := vaultdb.ProviderByID(ctx, v.q(), id)
+	p, err := vaultdb.ProviderByID(ctx, s.st.Q(), id)
 	switch {
 	case dr.KindOf(err) == dr.KindNotFound:
 		return dr.Provider{}, "", dr.New(dr.KindForbidden, dr.CodeAgentRevoked, op, "this vault does not know agent %s", id)
 	case err != nil:
-		return dr.Provider{}, "", outward(err)
+		return dr.Provider{}, "", state.Outward(err)
 	case p.Revoked:
 		return dr.Provider{}, "", dr.New(dr.KindForbidden, dr.CodeAgentRevoked, op, "host %s was removed from the vault", p.Host)
 	case serial != p.CertSerial && serial != p.PrevSerial:
@@ -164,6 +165,3 @@ func parseRoles(op string, names []string) ([]dr.AgentRole, error) {
 	}
 	return roles, nil
 }
-
-// clip bounds a text that a host reports about itself.
-func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), 200)], "") }

@@ -1,4 +1,12 @@
-package vault
+// Package replica is the vault's hold on the stored replicas: it issues the
+// generations under which agents write, authorises and signs uploads, keeps
+// the catalogue of recovery points equal to the store, and opens points for
+// recovery agents.
+//
+// It promises that at most one generation of a machine may write at any time
+// (see OpenGeneration), that only cuts which verify and continue the chain are
+// listed, and that a point is opened only for the agent that serves it.
+package replica
 
 import (
 	"context"
@@ -6,6 +14,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"strconv"
+	"sync"
 	"time"
 
 	"holdfast/internal/agentapi"
@@ -13,6 +22,7 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/objstore"
 	"holdfast/internal/store"
+	"holdfast/internal/vault/state"
 	"holdfast/internal/vaultdb"
 )
 
@@ -23,22 +33,66 @@ const (
 	ticketLifetime = time.Hour
 )
 
+// Tickets issues read tickets for everything under a prefix of the bucket
+// (httpstore.Signer does).
+type Tickets interface {
+	Ticket(prefix string, expires time.Time) (string, error)
+}
+
+// Config of Replicas. Signer and Tickets may be nil; then nothing can be
+// uploaded or opened.
+type Config struct {
+	State    *state.State
+	Bucket   objstore.Bucket
+	Signer   objstore.Signer
+	Tickets  Tickets
+	StoreURL string // base URL under which tickets are honoured
+	Key      cut.VaultPrivateKey
+}
+
+// Replicas is the vault's hold on the stored replicas. It is safe for concurrent use.
+type Replicas struct {
+	cfg   Config
+	st    *state.State
+	store *store.Store
+	keys  *store.Keyring
+
+	mu   sync.Mutex
+	full time.Time // last complete reconciliation
+}
+
+// New makes Replicas; it does no I/O.
+func New(cfg Config) *Replicas {
+	keys := store.NewKeyring(cfg.Bucket, cfg.Key)
+	return &Replicas{cfg: cfg, st: cfg.State, keys: keys, store: store.New(store.Config{Bucket: cfg.Bucket, Keys: keys})}
+}
+
+// Current picks the generation that the item says is the newest.
+func Current(it vaultdb.Item, gens []vaultdb.Generation) (vaultdb.Generation, bool) {
+	for _, g := range gens {
+		if g.Gen == it.Gen {
+			return g, true
+		}
+	}
+	return vaultdb.Generation{}, false
+}
+
 // writer finds the item of a machine and checks that the agent holds the
 // generation. Anything else is dr.CodeGenerationFenced.
-func (v *Vault) writer(ctx context.Context, agent dr.AgentID, machine string, gen uint32) (vaultdb.Item, error) {
+func (r *Replicas) writer(ctx context.Context, agent dr.AgentID, machine string, gen uint32) (vaultdb.Item, error) {
 	const op = "vault.writer"
-	it, err := vaultdb.ItemByMachine(ctx, v.q(), dr.MachineID(machine))
+	it, err := vaultdb.ItemByMachine(ctx, r.st.Q(), dr.MachineID(machine))
 	if dr.KindOf(err) == dr.KindNotFound {
 		return it, dr.New(dr.KindFenced, dr.CodeGenerationFenced, op, "machine %s is not protected any more", machine)
 	}
 	if err != nil {
-		return it, outward(err)
+		return it, state.Outward(err)
 	}
-	gens, err := vaultdb.Generations(ctx, v.q(), it.Machine)
+	gens, err := vaultdb.Generations(ctx, r.st.Q(), it.Machine)
 	if err != nil {
-		return it, outward(err)
+		return it, state.Outward(err)
 	}
-	g, ok := current(it, gens)
+	g, ok := Current(it, gens)
 	switch {
 	case !ok || g.Gen != dr.Generation(gen):
 		return it, dr.New(dr.KindFenced, dr.CodeGenerationFenced, op, "generation %d of %s was taken over by generation %d", gen, it.VMName, it.Gen)
@@ -49,21 +103,21 @@ func (v *Vault) writer(ctx context.Context, agent dr.AgentID, machine string, ge
 }
 
 // Uploads authorises and signs create-only URLs for objects of the agent's own generation.
-func (v *Vault) Uploads(ctx context.Context, agent dr.AgentID, r agentapi.UploadRequest) (agentapi.UploadResponse, error) {
+func (r *Replicas) Uploads(ctx context.Context, agent dr.AgentID, req agentapi.UploadRequest) (agentapi.UploadResponse, error) {
 	const op = "vault.Uploads"
 	var out agentapi.UploadResponse
-	if _, err := v.writer(ctx, agent, r.Machine, r.Generation); err != nil {
+	if _, err := r.writer(ctx, agent, req.Machine, req.Generation); err != nil {
 		return out, err
 	}
-	if v.cfg.Signer == nil {
+	if r.cfg.Signer == nil {
 		return out, dr.Errorf(dr.KindUnsupported, op, "this vault's store can't sign uploads")
 	}
-	if len(r.Objects) > maxUploads {
-		return out, dr.Errorf(dr.KindInvalid, op, "%d objects in one request, at most %d are allowed", len(r.Objects), maxUploads)
+	if len(req.Objects) > maxUploads {
+		return out, dr.Errorf(dr.KindInvalid, op, "%d objects in one request, at most %d are allowed", len(req.Objects), maxUploads)
 	}
-	expires := v.now().Add(uploadLifetime)
-	for _, o := range r.Objects {
-		if err := ownObject(op, o.Name, r.Machine, r.Generation); err != nil {
+	expires := r.st.Now().Add(uploadLifetime)
+	for _, o := range req.Objects {
+		if err := ownObject(op, o.Name, req.Machine, req.Generation); err != nil {
 			return out, err
 		}
 		var sum [32]byte
@@ -72,7 +126,7 @@ func (v *Vault) Uploads(ctx context.Context, agent dr.AgentID, r agentapi.Upload
 			return out, dr.Errorf(dr.KindInvalid, op, "object %s: size %d or digest %q is not valid", o.Name, o.Size, o.SHA256)
 		}
 		copy(sum[:], b)
-		u, err := v.cfg.Signer.SignPut(ctx, o.Name, o.Size, sum, expires)
+		u, err := r.cfg.Signer.SignPut(ctx, o.Name, o.Size, sum, expires)
 		if err != nil {
 			return out, dr.New(dr.KindUnavailable, dr.CodeStoreUnreachable, op, "sign the upload of object %s: %w", o.Name, err)
 		}
@@ -103,28 +157,28 @@ func ownObject(op, key, machine string, gen uint32) error {
 
 // Head says which objects are there. It also answers a writer that has been
 // fenced meanwhile, about its own generation.
-func (v *Vault) Head(ctx context.Context, agent dr.AgentID, r agentapi.HeadRequest) (agentapi.HeadResponse, error) {
+func (r *Replicas) Head(ctx context.Context, agent dr.AgentID, req agentapi.HeadRequest) (agentapi.HeadResponse, error) {
 	const op = "vault.Head"
 	var out agentapi.HeadResponse
-	if len(r.Names) > maxUploads {
-		return out, dr.Errorf(dr.KindInvalid, op, "%d names in one request, at most %d are allowed", len(r.Names), maxUploads)
+	if len(req.Names) > maxUploads {
+		return out, dr.Errorf(dr.KindInvalid, op, "%d names in one request, at most %d are allowed", len(req.Names), maxUploads)
 	}
-	gens, err := vaultdb.Generations(ctx, v.q(), dr.MachineID(r.Machine))
+	gens, err := vaultdb.Generations(ctx, r.st.Q(), dr.MachineID(req.Machine))
 	if err != nil {
-		return out, outward(err)
+		return out, state.Outward(err)
 	}
 	mine := false
 	for _, g := range gens {
-		mine = mine || g.Gen == dr.Generation(r.Generation) && g.Agent == agent
+		mine = mine || g.Gen == dr.Generation(req.Generation) && g.Agent == agent
 	}
 	if !mine {
-		return out, dr.New(dr.KindFenced, dr.CodeGenerationFenced, op, "generation %d of machine %s is not this agent's", r.Generation, r.Machine)
+		return out, dr.New(dr.KindFenced, dr.CodeGenerationFenced, op, "generation %d of machine %s is not this agent's", req.Generation, req.Machine)
 	}
-	for _, name := range r.Names {
-		if err := ownObject(op, name, r.Machine, r.Generation); err != nil {
+	for _, name := range req.Names {
+		if err := ownObject(op, name, req.Machine, req.Generation); err != nil {
 			return out, err
 		}
-		info, err := objstore.Digest(ctx, v.cfg.Bucket, name)
+		info, err := objstore.Digest(ctx, r.cfg.Bucket, name)
 		switch {
 		case errors.Is(err, objstore.ErrNotExist):
 			out.Objects = append(out.Objects, agentapi.HeadObject{})
@@ -140,42 +194,42 @@ func (v *Vault) Head(ctx context.Context, agent dr.AgentID, r agentapi.HeadReque
 // CommitCut lists a cut that the agent says it has committed: it is read from the
 // store, must verify and continue the chain. Announcing it again succeeds,
 // also after a takeover, if the cut is on the live chain.
-func (v *Vault) CommitCut(ctx context.Context, agent dr.AgentID, r agentapi.CommitRequest) (agentapi.CommitResponse, error) {
+func (r *Replicas) CommitCut(ctx context.Context, agent dr.AgentID, req agentapi.CommitRequest) (agentapi.CommitResponse, error) {
 	const op = "vault.CommitCut"
-	m, gen := dr.MachineID(r.Machine), dr.Generation(r.Generation)
-	out := agentapi.CommitResponse{Point: dr.PointName(gen, r.N)}
-	_, err := vaultdb.PointByNumber(ctx, v.q(), m, gen, r.N)
+	m, gen := dr.MachineID(req.Machine), dr.Generation(req.Generation)
+	out := agentapi.CommitResponse{Point: dr.PointName(gen, req.N)}
+	_, err := vaultdb.PointByNumber(ctx, r.st.Q(), m, gen, req.N)
 	if err == nil {
 		return out, nil
 	}
 	if dr.KindOf(err) != dr.KindNotFound {
-		return out, outward(err)
+		return out, state.Outward(err)
 	}
-	it, err := v.writer(ctx, agent, r.Machine, r.Generation)
+	it, err := r.writer(ctx, agent, req.Machine, req.Generation)
 	if err != nil {
 		return out, err
 	}
-	c, err := v.store.ReadCut(ctx, m, gen, r.N)
+	c, err := r.store.ReadCut(ctx, m, gen, req.N)
 	if err != nil {
 		return out, err
 	}
-	prev, err := vaultdb.LatestPoint(ctx, v.q(), m, "")
+	prev, err := vaultdb.LatestPoint(ctx, r.st.Q(), m, "")
 	if err != nil && dr.CodeOf(err) != dr.CodeNoRecoveryPoint {
-		return out, outward(err)
+		return out, state.Outward(err)
 	}
 	if !continues(prev, err == nil, c) {
 		// The vault may have missed some: look at what the store has.
-		if err := v.reconcile(ctx, it, false); err != nil {
+		if err := r.Reconcile(ctx, it, false); err != nil {
 			return out, err
 		}
-	} else if err := v.list(ctx, it.ID, c); err != nil {
+	} else if err := r.list(ctx, it.ID, c); err != nil {
 		return out, err
 	}
-	if _, err = vaultdb.PointByNumber(ctx, v.q(), m, gen, r.N); dr.KindOf(err) == dr.KindNotFound {
+	if _, err = vaultdb.PointByNumber(ctx, r.st.Q(), m, gen, req.N); dr.KindOf(err) == dr.KindNotFound {
 		return out, dr.New(dr.KindConflict, dr.CodeObjectConflict, op, "cut %s of %s does not continue its chain: it builds on %s",
 			out.Point, it.VMName, dr.PointName(c.Commit.Prev.Gen, c.Commit.Prev.N))
 	}
-	return out, outward(err)
+	return out, state.Outward(err)
 }
 
 // continues reports whether c follows prev, the newest listed point. Where
@@ -191,8 +245,8 @@ func continues(prev vaultdb.Point, have bool, c store.CutInfo) bool {
 // list puts a cut that continues the chain on the catalogue, unless its
 // generation has been taken over at an earlier cut. The first one makes the
 // item protected.
-func (v *Vault) list(ctx context.Context, item dr.ItemID, c store.CutInfo) error {
-	return v.tx(ctx, func(tx *sql.Tx) error {
+func (r *Replicas) list(ctx context.Context, item dr.ItemID, c store.CutInfo) error {
+	return r.st.Tx(ctx, func(tx *sql.Tx) error {
 		it, err := vaultdb.LockItem(ctx, tx, item)
 		if err != nil {
 			return err
@@ -211,32 +265,32 @@ func (v *Vault) list(ctx context.Context, item dr.ItemID, c store.CutInfo) error
 		if err != nil || !news {
 			return err
 		}
-		v.db.NotifyTx(tx, topicChange, "item/"+string(item))
+		r.st.Changed(tx, "item", string(item))
 		if it.Protection != dr.InitialReplication {
 			return nil
 		}
 		it.Protection = dr.Protected
-		return v.saveItem(ctx, tx, it)
+		return r.st.SaveItem(ctx, tx, it)
 	})
 }
 
-// reconcile makes an item's part of the catalogue what the store has. Full
+// Reconcile makes an item's part of the catalogue what the store has. Full
 // also removes points that are no longer there; otherwise only what comes
 // after the newest listed point is looked at.
-func (v *Vault) reconcile(ctx context.Context, it vaultdb.Item, full bool) error {
+func (r *Replicas) Reconcile(ctx context.Context, it vaultdb.Item, full bool) error {
 	limit := 1
 	if full {
 		limit = 0
 	}
-	points, err := vaultdb.Points(ctx, v.q(), it.Machine, limit)
+	points, err := vaultdb.Points(ctx, r.st.Q(), it.Machine, limit)
 	if err != nil {
-		return outward(err)
+		return state.Outward(err)
 	}
 	listed := map[uint64]vaultdb.Point{}
 	for _, p := range points {
 		listed[p.N] = p
 	}
-	live, _, err := v.store.Names(ctx, it.Machine)
+	live, _, err := r.store.Names(ctx, it.Machine)
 	if err != nil {
 		return err
 	}
@@ -251,17 +305,17 @@ func (v *Vault) reconcile(ctx context.Context, it vaultdb.Item, full bool) error
 			prev, have = p, true
 			continue
 		}
-		c, err := v.store.ReadCut(ctx, it.Machine, name.Gen, name.N)
+		c, err := r.store.ReadCut(ctx, it.Machine, name.Gen, name.N)
 		switch k := dr.KindOf(err); {
 		case err == nil && continues(prev, have, c), err == nil && c.Commit.Base:
 		case err == nil, k == dr.KindCorrupt, k == dr.KindUnsupported, k == dr.KindNotFound:
-			v.log.Warn("cut is not a recovery point", "vm", it.VMName, "machine", it.Machine, "cut", dr.PointName(name.Gen, name.N), "err", err)
+			r.st.Log.Warn("cut is not a recovery point", "vm", it.VMName, "machine", it.Machine, "cut", dr.PointName(name.Gen, name.N), "err", err)
 			have = false
 			continue
 		default:
 			return err
 		}
-		if err := v.list(ctx, it.ID, c); err != nil {
+		if err := r.list(ctx, it.ID, c); err != nil {
 			if dr.KindOf(err) == dr.KindFenced {
 				continue
 			}
@@ -273,7 +327,7 @@ func (v *Vault) reconcile(ctx context.Context, it vaultdb.Item, full bool) error
 		return nil
 	}
 	for _, p := range listed {
-		if err := v.unlist(ctx, p); err != nil {
+		if err := r.unlist(ctx, p); err != nil {
 			return err
 		}
 	}
@@ -281,13 +335,13 @@ func (v *Vault) reconcile(ctx context.Context, it vaultdb.Item, full bool) error
 }
 
 // unlist removes a point from the catalogue if its cut really is gone or dead.
-func (v *Vault) unlist(ctx context.Context, p vaultdb.Point) error {
-	_, err := v.cfg.Bucket.Head(ctx, cut.CutObject(p.Machine, p.Gen, p.N))
+func (r *Replicas) unlist(ctx context.Context, p vaultdb.Point) error {
+	_, err := r.cfg.Bucket.Head(ctx, cut.CutObject(p.Machine, p.Gen, p.N))
 	gone := errors.Is(err, objstore.ErrNotExist)
 	if err != nil && !gone {
 		return dr.New(dr.KindUnavailable, dr.CodeStoreUnreachable, "vault.reconcile", "look for cut %s: %w", p.Name(), err)
 	}
-	return v.tx(ctx, func(tx *sql.Tx) error {
+	return r.st.Tx(ctx, func(tx *sql.Tx) error {
 		gens, err := vaultdb.Generations(ctx, tx, p.Machine)
 		if err != nil {
 			return err
@@ -302,15 +356,15 @@ func (v *Vault) unlist(ctx context.Context, p vaultdb.Point) error {
 	})
 }
 
-// reconcileAll runs over all items: completely at the start and every hour,
+// ReconcileAll runs over all items: completely at the start and every hour,
 // otherwise for what is new.
-func (v *Vault) reconcileAll(ctx context.Context) error {
-	v.mu.Lock()
-	full := v.now().Sub(v.full) >= time.Hour
-	v.mu.Unlock()
-	items, err := vaultdb.Items(ctx, v.q(), "")
+func (r *Replicas) ReconcileAll(ctx context.Context) error {
+	r.mu.Lock()
+	full := r.st.Now().Sub(r.full) >= time.Hour
+	r.mu.Unlock()
+	items, err := vaultdb.Items(ctx, r.st.Q(), "")
 	if err != nil {
-		return outward(err)
+		return state.Outward(err)
 	}
 	var errs []error
 	for _, it := range items {
@@ -320,14 +374,14 @@ func (v *Vault) reconcileAll(ctx context.Context) error {
 		if it.Protection == dr.Enabling || it.Protection == dr.EnableFailed {
 			continue
 		}
-		if err := v.reconcile(ctx, it, full); err != nil && dr.KindOf(err) != dr.KindNotFound {
+		if err := r.Reconcile(ctx, it, full); err != nil && dr.KindOf(err) != dr.KindNotFound {
 			errs = append(errs, err)
 		}
 	}
 	if len(errs) == 0 && full {
-		v.mu.Lock()
-		v.full = v.now()
-		v.mu.Unlock()
+		r.mu.Lock()
+		r.full = r.st.Now()
+		r.mu.Unlock()
 	}
 	return errors.Join(errs...)
 }
@@ -335,35 +389,63 @@ func (v *Vault) reconcileAll(ctx context.Context) error {
 // OpenPoint gives the recovery agent that was told to serve a point what it
 // takes to read it, as long as the serving exists: a read ticket for the
 // machine's objects and the data keys.
-func (v *Vault) OpenPoint(ctx context.Context, agent dr.AgentID, r agentapi.OpenPointRequest) (agentapi.OpenPointResponse, error) {
+func (r *Replicas) OpenPoint(ctx context.Context, agent dr.AgentID, req agentapi.OpenPointRequest) (agentapi.OpenPointResponse, error) {
 	const op = "vault.OpenPoint"
-	s, err := vaultdb.ServingByID(ctx, v.q(), r.Serving)
+	s, err := vaultdb.ServingByID(ctx, r.st.Q(), req.Serving)
 	if err != nil && dr.KindOf(err) != dr.KindNotFound {
-		return agentapi.OpenPointResponse{}, outward(err)
+		return agentapi.OpenPointResponse{}, state.Outward(err)
 	}
 	if err != nil || s.Agent != agent {
-		return agentapi.OpenPointResponse{}, dr.Errorf(dr.KindForbidden, op, "serving %q is not, or no longer, this agent's", r.Serving)
+		return agentapi.OpenPointResponse{}, dr.Errorf(dr.KindForbidden, op, "serving %q is not, or no longer, this agent's", req.Serving)
 	}
-	if v.cfg.Tickets == nil {
+	if r.cfg.Tickets == nil {
 		return agentapi.OpenPointResponse{}, dr.Errorf(dr.KindUnsupported, op, "this vault's store can't issue read tickets")
 	}
-	expires := v.now().Add(ticketLifetime)
-	ticket, err := v.cfg.Tickets.Ticket(cut.MachinePrefix(s.Machine), expires)
+	expires := r.st.Now().Add(ticketLifetime)
+	ticket, err := r.cfg.Tickets.Ticket(cut.MachinePrefix(s.Machine), expires)
 	if err != nil {
 		return agentapi.OpenPointResponse{}, dr.Errorf(dr.KindInternal, op, "issue a read ticket for machine %s: %w", s.Machine, err)
 	}
-	epochs, err := v.store.Epochs(ctx, s.Machine)
+	epochs, err := r.store.Epochs(ctx, s.Machine)
 	if err != nil {
 		return agentapi.OpenPointResponse{}, err
 	}
-	out := agentapi.OpenPointResponse{Machine: string(s.Machine), Generation: uint32(s.Gen), N: s.N, StoreURL: v.cfg.StoreURL,
+	out := agentapi.OpenPointResponse{Machine: string(s.Machine), Generation: uint32(s.Gen), N: s.N, StoreURL: r.cfg.StoreURL,
 		Ticket: ticket, Expires: expires, Keys: map[string][]byte{}}
 	for _, e := range epochs {
-		k, err := v.keys.EpochKey(ctx, s.Machine, e)
+		k, err := r.keys.EpochKey(ctx, s.Machine, e)
 		if err != nil {
 			return agentapi.OpenPointResponse{}, err
 		}
 		out.Keys[strconv.FormatUint(uint64(e), 10)] = k[:]
 	}
 	return out, nil
+}
+
+// Claim writes vault.json, or checks that the store is this vault's.
+func (r *Replicas) Claim(ctx context.Context, name, software string) error {
+	var id string
+	err := r.st.Tx(ctx, func(tx *sql.Tx) (err error) {
+		id, err = vaultdb.InitSetting(ctx, tx, "vaultId", state.NewID())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	// A store that outlived the database belongs to the holder of the private key.
+	have, err := r.store.VaultInfo(ctx)
+	switch {
+	case err == nil && have.KeyID == r.cfg.Key.KeyID():
+		if have.VaultID != id {
+			r.st.Log.Warn("the store was made by an earlier database of this vault", "storeVault", have.VaultID, "vault", id)
+		}
+		return nil
+	case err == nil:
+		return dr.New(dr.KindConflict, dr.CodeKeyMismatch, "vault.Start", "the store belongs to vault %s with key %s, this vault has key %s",
+			have.VaultID, have.KeyID, r.cfg.Key.KeyID())
+	case dr.KindOf(err) != dr.KindNotFound:
+		return err
+	}
+	return store.InitVault(ctx, r.cfg.Bucket, cut.VaultInfo{VaultID: id, Name: name,
+		PublicKey: r.cfg.Key.Public().Text(), Created: r.st.Now(), Software: software})
 }

@@ -1,4 +1,4 @@
-package vault
+package replica
 
 import (
 	"context"
@@ -8,10 +8,11 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/job"
 	"holdfast/internal/store"
+	"holdfast/internal/vault/state"
 	"holdfast/internal/vaultdb"
 )
 
-// openGeneration gives an item its next generation, written by agent ("" =
+// OpenGeneration gives an item its next generation, written by agent ("" =
 // nobody: the item is fenced), based on the newest recovery point. purpose is
 // what it is for; together with the job it makes the call repeatable: called
 // again by the same step of the same job it finds its generation and goes on.
@@ -21,20 +22,20 @@ import (
 // has committed is taken from the store, and the base is fixed; then the
 // object is created in the store; only then the generation counts as written
 // and is handed to its agent.
-func (v *Vault) openGeneration(ctx context.Context, s *job.StepContext, item dr.ItemID, agent dr.AgentID, purpose string) (vaultdb.Generation, error) {
-	const op = "vault.openGeneration"
+func (r *Replicas) OpenGeneration(ctx context.Context, s *job.StepContext, item dr.ItemID, agent dr.AgentID, purpose string) (vaultdb.Generation, error) {
+	const op = "vault.OpenGeneration"
 	reason := purpose + ": job " + s.Job().ID
 	var it vaultdb.Item
 	var g vaultdb.Generation
 	read := func() error {
 		var err error
-		it, err = vaultdb.ItemByID(ctx, v.q(), item)
-		return outward(err)
+		it, err = vaultdb.ItemByID(ctx, r.st.Q(), item)
+		return state.Outward(err)
 	}
 	if err := read(); err != nil {
 		return g, err
 	}
-	stored, err := v.store.Generations(ctx, it.Machine) // of an older copy of the database there may be more
+	stored, err := r.store.Generations(ctx, it.Machine) // of an older copy of the database there may be more
 	if err != nil {
 		return g, err
 	}
@@ -46,7 +47,7 @@ func (v *Vault) openGeneration(ctx context.Context, s *job.StepContext, item dr.
 		if err != nil {
 			return err
 		}
-		if have, ok := current(it, gens); ok && have.Reason == reason && have.Agent == agent && !foreign(have, stored) {
+		if have, ok := Current(it, gens); ok && have.Reason == reason && have.Agent == agent && !foreign(have, stored) {
 			g = have
 			return nil
 		}
@@ -54,17 +55,17 @@ func (v *Vault) openGeneration(ctx context.Context, s *job.StepContext, item dr.
 		for _, x := range stored {
 			next = max(next, x.Gen)
 		}
-		g = vaultdb.Generation{Machine: it.Machine, Gen: next + 1, Agent: agent, Reason: reason, Created: v.now()}
+		g = vaultdb.Generation{Machine: it.Machine, Gen: next + 1, Agent: agent, Reason: reason, Created: r.st.Now()}
 		it.Gen = g.Gen
 		if err := vaultdb.SaveGeneration(ctx, tx, g); err != nil {
 			return err
 		}
-		return v.saveItem(ctx, tx, it)
+		return r.st.SaveItem(ctx, tx, it)
 	})
 	if err != nil || g.Written {
 		return g, err
 	}
-	if err := v.reconcile(ctx, it, false); err != nil {
+	if err := r.Reconcile(ctx, it, false); err != nil {
 		return g, err
 	}
 	err = s.Commit(ctx, func(tx *sql.Tx) error {
@@ -91,7 +92,7 @@ func (v *Vault) openGeneration(ctx context.Context, s *job.StepContext, item dr.
 			return g, dr.Errorf(dr.KindCorrupt, op, "the catalogue's hash of %s is damaged: %w", dr.PointName(g.BaseGen, g.BaseN), err)
 		}
 	}
-	if err := store.WriteGeneration(ctx, v.cfg.Bucket, info); err != nil {
+	if err := store.WriteGeneration(ctx, r.cfg.Bucket, info); err != nil {
 		return g, err
 	}
 	g.Written = true
@@ -102,7 +103,7 @@ func (v *Vault) openGeneration(ctx context.Context, s *job.StepContext, item dr.
 		if err := vaultdb.SaveGeneration(ctx, tx, g); err != nil {
 			return err
 		}
-		return v.saveItem(ctx, tx, it)
+		return r.st.SaveItem(ctx, tx, it)
 	})
 }
 
@@ -116,13 +117,13 @@ func foreign(g vaultdb.Generation, stored []cut.GenInfo) bool {
 	return false
 }
 
-// sourceWrites reports whether the item's source agent holds the current
+// SourceWrites reports whether the item's source agent holds the current
 // generation: nothing has been fenced.
-func (v *Vault) sourceWrites(ctx context.Context, it vaultdb.Item) (bool, error) {
-	gens, err := vaultdb.Generations(ctx, v.q(), it.Machine)
+func (r *Replicas) SourceWrites(ctx context.Context, it vaultdb.Item) (bool, error) {
+	gens, err := vaultdb.Generations(ctx, r.st.Q(), it.Machine)
 	if err != nil {
-		return false, outward(err)
+		return false, state.Outward(err)
 	}
-	g, ok := current(it, gens)
+	g, ok := Current(it, gens)
 	return ok && g.Written && g.Agent == it.SourceAgent, nil
 }

@@ -1,4 +1,4 @@
-package vault
+package site
 
 import (
 	"context"
@@ -7,14 +7,16 @@ import (
 
 	"holdfast/internal/dr"
 	"holdfast/internal/sqldb"
+	"holdfast/internal/vault/state"
+	"holdfast/internal/vault/work"
 	"holdfast/internal/vaultdb"
 )
 
 // SavePolicy makes a policy, or changes the settings of one. Agents take the
 // new settings at their next poll.
-func (v *Vault) SavePolicy(ctx context.Context, p dr.Policy, create bool, by string) (dr.JobID, error) {
+func (s *Sites) SavePolicy(ctx context.Context, p dr.Policy, create bool, by string) (dr.JobID, error) {
 	const op = "vault.SavePolicy"
-	if err := checkName(op, "policy", p.Name); err != nil {
+	if err := CheckName(op, "policy", p.Name); err != nil {
 		return "", err
 	}
 	if err := p.Validate(); err != nil {
@@ -23,17 +25,17 @@ func (v *Vault) SavePolicy(ctx context.Context, p dr.Policy, create bool, by str
 	kind := "UpdateProtectionProfile"
 	if create {
 		kind = "AddProtectionProfile"
-		p.ID, p.Created = dr.PolicyID(newID()), v.now()
+		p.ID, p.Created = dr.PolicyID(state.NewID()), s.st.Now()
 	} else {
-		old, err := v.Policy(ctx, p.Name)
+		old, err := s.Policy(ctx, p.Name)
 		if err != nil {
 			return "", err
 		}
 		p.ID, p.Name, p.Created = old.ID, old.Name, old.Created
 	}
-	return v.quick(ctx, quickJob{kind: kind, targetType: "ProtectionProfile", target: p.Name, targetID: string(p.ID), by: by}, func(tx *sql.Tx) error {
+	return s.jobs.Quick(ctx, work.Quick{Kind: kind, TargetType: "ProtectionProfile", Target: p.Name, TargetID: string(p.ID), By: by}, func(tx *sql.Tx) error {
 		if !create {
-			if err := v.notifyAll(ctx, tx); err != nil {
+			if err := s.notifyAll(ctx, tx); err != nil {
 				return err
 			}
 			return vaultdb.UpdatePolicy(ctx, tx, p)
@@ -56,31 +58,31 @@ func (v *Vault) SavePolicy(ctx context.Context, p dr.Policy, create bool, by str
 }
 
 // notifyAll lets every waiting agent look at its assignments.
-func (v *Vault) notifyAll(ctx context.Context, tx *sql.Tx) error {
+func (s *Sites) notifyAll(ctx context.Context, tx *sql.Tx) error {
 	agents, err := vaultdb.Providers(ctx, tx, "")
 	for _, p := range agents {
-		v.db.NotifyTx(tx, topicAssign, string(p.ID))
+		s.st.Assigned(tx, p.ID)
 	}
 	return err
 }
 
 // Policy finds a policy by name.
-func (v *Vault) Policy(ctx context.Context, name string) (dr.Policy, error) {
-	return get(vaultdb.PolicyByName(ctx, v.q(), name))
+func (s *Sites) Policy(ctx context.Context, name string) (dr.Policy, error) {
+	return state.Get(vaultdb.PolicyByName(ctx, s.st.Q(), name))
 }
 
 // Policies lists all policies.
-func (v *Vault) Policies(ctx context.Context) ([]dr.Policy, error) {
-	return get(vaultdb.Policies(ctx, v.q()))
+func (s *Sites) Policies(ctx context.Context) ([]dr.Policy, error) {
+	return state.Get(vaultdb.Policies(ctx, s.st.Q()))
 }
 
 // RemovePolicy removes a policy that nothing uses.
-func (v *Vault) RemovePolicy(ctx context.Context, name, by string) (dr.JobID, error) {
-	p, err := v.Policy(ctx, name)
+func (s *Sites) RemovePolicy(ctx context.Context, name, by string) (dr.JobID, error) {
+	p, err := s.Policy(ctx, name)
 	if err != nil {
 		return "", err
 	}
-	return v.quick(ctx, quickJob{kind: "DeleteProtectionProfile", targetType: "ProtectionProfile", target: p.Name, targetID: string(p.ID), by: by},
+	return s.jobs.Quick(ctx, work.Quick{Kind: "DeleteProtectionProfile", TargetType: "ProtectionProfile", Target: p.Name, TargetID: string(p.ID), By: by},
 		func(tx *sql.Tx) error { return vaultdb.DeletePolicy(ctx, tx, p) })
 }
 
@@ -88,15 +90,15 @@ var containerForm = regexp.MustCompile(`(?i)/replicationFabrics/([^/]+)/replicat
 
 // CreateMapping associates a policy and a target with a site's container. A
 // target that is a container of another site names where items recover; any
-// other target is the cloud, see recoveryFabric.
-func (v *Vault) CreateMapping(ctx context.Context, m dr.ContainerMapping, by string) (dr.JobID, error) {
+// other target is the cloud, see RecoveryFabric.
+func (s *Sites) CreateMapping(ctx context.Context, m dr.ContainerMapping, by string) (dr.JobID, error) {
 	const op = "vault.CreateMapping"
-	if err := checkName(op, "mapping", m.Name); err != nil {
+	if err := CheckName(op, "mapping", m.Name); err != nil {
 		return "", err
 	}
-	m.Created, m.TargetFabric = v.now(), ""
+	m.Created, m.TargetFabric = s.st.Now(), ""
 	if parts := containerForm.FindStringSubmatch(m.Target); parts != nil {
-		f, err := v.Fabric(ctx, parts[1])
+		f, err := s.Fabric(ctx, parts[1])
 		if err != nil {
 			return "", err
 		}
@@ -105,7 +107,7 @@ func (v *Vault) CreateMapping(ctx context.Context, m dr.ContainerMapping, by str
 		}
 		m.TargetFabric = f.ID
 	}
-	return v.quick(ctx, quickJob{kind: "PairCloud", targetType: "ProtectionContainer", target: m.Name, by: by}, func(tx *sql.Tx) error {
+	return s.jobs.Quick(ctx, work.Quick{Kind: "PairCloud", TargetType: "ProtectionContainer", Target: m.Name, By: by}, func(tx *sql.Tx) error {
 		have, err := vaultdb.Mapping(ctx, tx, m.Fabric, m.Name)
 		switch {
 		case dr.KindOf(err) == dr.KindNotFound:
@@ -120,22 +122,22 @@ func (v *Vault) CreateMapping(ctx context.Context, m dr.ContainerMapping, by str
 }
 
 // Mapping finds a mapping of a site by name.
-func (v *Vault) Mapping(ctx context.Context, f dr.FabricID, name string) (dr.ContainerMapping, error) {
-	return get(vaultdb.Mapping(ctx, v.q(), f, name))
+func (s *Sites) Mapping(ctx context.Context, f dr.FabricID, name string) (dr.ContainerMapping, error) {
+	return state.Get(vaultdb.Mapping(ctx, s.st.Q(), f, name))
 }
 
 // Mappings lists the mappings of a site, of all sites for "".
-func (v *Vault) Mappings(ctx context.Context, f dr.FabricID) ([]dr.ContainerMapping, error) {
-	return get(vaultdb.Mappings(ctx, v.q(), f))
+func (s *Sites) Mappings(ctx context.Context, f dr.FabricID) ([]dr.ContainerMapping, error) {
+	return state.Get(vaultdb.Mappings(ctx, s.st.Q(), f))
 }
 
 // RemoveMapping removes a mapping whose policy no item of the site uses.
-func (v *Vault) RemoveMapping(ctx context.Context, f dr.FabricID, name, by string) (dr.JobID, error) {
-	m, err := v.Mapping(ctx, f, name)
+func (s *Sites) RemoveMapping(ctx context.Context, f dr.FabricID, name, by string) (dr.JobID, error) {
+	m, err := s.Mapping(ctx, f, name)
 	if err != nil {
 		return "", err
 	}
-	return v.quick(ctx, quickJob{kind: "UnpairCloud", targetType: "ProtectionContainer", target: m.Name, by: by}, func(tx *sql.Tx) error {
+	return s.jobs.Quick(ctx, work.Quick{Kind: "UnpairCloud", TargetType: "ProtectionContainer", Target: m.Name, By: by}, func(tx *sql.Tx) error {
 		items, err := vaultdb.Items(ctx, tx, f)
 		if err != nil {
 			return err
@@ -149,13 +151,13 @@ func (v *Vault) RemoveMapping(ctx context.Context, f dr.FabricID, name, by strin
 	})
 }
 
-// recoveryFabric finds where an item recovers: the site that its container
+// RecoveryFabric finds where an item recovers: the site that its container
 // mapping names. Where the mapping names none (the cloud, which is no target
 // yet), it is the only other site that has a host with the recovery role, or,
 // if no other site has one, the item's own site when another of its hosts has
 // the role. Several candidates are an error that asks for a mapping.
-func recoveryFabric(ctx context.Context, q sqldb.Querier, source dr.FabricID, policy dr.PolicyID, sourceAgent dr.AgentID) (dr.FabricID, error) {
-	const op = "vault.recoveryFabric"
+func RecoveryFabric(ctx context.Context, q sqldb.Querier, source dr.FabricID, policy dr.PolicyID, sourceAgent dr.AgentID) (dr.FabricID, error) {
+	const op = "vault.RecoveryFabric"
 	maps, err := vaultdb.Mappings(ctx, q, source)
 	if err != nil {
 		return "", err
