@@ -31,15 +31,20 @@ func main() {
 const (
 	binEnv    = "HOLDFAST_DEMO_BIN"
 	reportEnv = "HOLDFAST_DEMO_REPORT"
+	stageEnv  = "HOLDFAST_DEMO_STAGE"
 )
 
 func run() int {
 	bin := flag.String("bin", "bin/holdfast", "the holdfast binary")
 	report := flag.String("report", "demo-report.json", "where the report goes")
+	stage := flag.Bool("stage", false, "only set the stage (vault, sites, running VM), print where it is, and wait: for other programs that tell the story")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if os.Geteuid() == 0 {
+		if *stage {
+			os.Setenv(stageEnv, "1")
+		}
 		code, err := withoutRoot(ctx, *bin, *report)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "demo:", err)
@@ -47,15 +52,15 @@ func run() int {
 		}
 		return code
 	}
-	d := &demo{bin: *bin, report: *report, once: os.Getenv("HOLDFAST_DEMO_ONCE") == "1", out: newScreen(os.Stdout)}
+	d := &demo{bin: *bin, report: *report, once: os.Getenv("HOLDFAST_DEMO_ONCE") == "1", stage: *stage || os.Getenv(stageEnv) != "", out: newScreen(os.Stdout)}
 	if b := os.Getenv(binEnv); b != "" {
 		d.bin, d.report = b, os.Getenv(reportEnv)
 	}
 	err := d.play(ctx)
 	err = errors.Join(err, d.cleanUp())
 	switch {
-	case err != nil && ctx.Err() != nil && d.result.OK:
-		return 0 // the story was over, and somebody pressed Ctrl-C
+	case ctx.Err() != nil && (d.result.OK || d.stage):
+		return 0 // it was over, and somebody pressed Ctrl-C
 	case err != nil:
 		d.out.fail(err)
 		return 1

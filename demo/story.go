@@ -23,6 +23,7 @@ type demo struct {
 	bin    string
 	report string
 	once   bool
+	stage  bool // only set the stage
 	out    *screen
 
 	dir    string
@@ -48,9 +49,13 @@ func (d *demo) play(ctx context.Context) error {
 	if d.dir, err = os.MkdirTemp("/tmp", "hf-demo-"); err != nil {
 		return err
 	}
-	for _, act := range []func(context.Context) error{
-		d.build, d.bringUp, d.register, d.protect, d.replicate, d.drill, d.disaster, d.prove, d.commit,
-	} {
+	acts := []func(context.Context) error{d.build, d.bringUp, d.register}
+	if d.stage {
+		acts = append(acts, d.waitOnStage)
+	} else {
+		acts = append(acts, d.protect, d.replicate, d.drill, d.disaster, d.prove, d.commit)
+	}
+	for _, act := range acts {
 		if err := act(ctx); err != nil {
 			if ctx.Err() != nil {
 				return errors.New("interrupted")
@@ -147,6 +152,13 @@ func (d *demo) register(ctx context.Context) error {
 	return nil
 }
 
+// waitOnStage says where everything is and waits for the end.
+func (d *demo) waitOnStage(ctx context.Context) error {
+	d.out.line("STAGE endpoint=%s primary=primary recovery=recovery vm=%s", d.cred.Endpoint, vmName)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
 func (d *demo) protectable(ctx context.Context) (armclient.ProtectableItem, error) {
 	c, err := d.api.Container(ctx, "primary")
 	if err != nil {
@@ -189,7 +201,7 @@ func (d *demo) protect(ctx context.Context) error {
 		return err
 	}
 	began := time.Now()
-	op, err = d.api.Enable(ctx, src.ID, vm, policy, armwire.EnableDetails{InstanceType: "HyperVReplicaAzure", HVHostVMID: vm.Name, VMName: vmName})
+	op, err = d.api.Items().Enable(ctx, src.ID, vm, policy, armwire.EnableDetails{InstanceType: "HyperVReplicaAzure", HVHostVMID: vm.Name, VMName: vmName})
 	if err := d.follow(ctx, op, err); err != nil {
 		return err
 	}
@@ -209,13 +221,13 @@ func (d *demo) protect(ctx context.Context) error {
 				}
 			}
 		}
-		it, err := d.api.Item(ctx, d.item)
+		it, err := d.api.Items().Get(ctx, d.item)
 		return err == nil && it.Properties.ProtectionState == "Protected", err
 	})
 	if err != nil {
 		return err
 	}
-	points, err := d.api.Points(ctx, d.item)
+	points, err := d.api.Items().Points(ctx, d.item)
 	if err != nil || len(points) == 0 {
 		return fmt.Errorf("the VM is protected and has no recovery point (%v)", err)
 	}
@@ -245,7 +257,7 @@ func jobError(j armwire.Job) error {
 func (d *demo) replicate(ctx context.Context) error {
 	d.out.heading("Delta replication every %d seconds", frequency)
 	seen := map[string]bool{}
-	points, err := d.api.Points(ctx, d.item)
+	points, err := d.api.Items().Points(ctx, d.item)
 	if err != nil {
 		return err
 	}
@@ -254,7 +266,7 @@ func (d *demo) replicate(ctx context.Context) error {
 	}
 	const want = 3
 	return d.until(ctx, 2*time.Minute, "delta cycles", func() (bool, error) {
-		points, err := d.api.Points(ctx, d.item)
+		points, err := d.api.Items().Points(ctx, d.item)
 		if err != nil {
 			return false, err
 		}
@@ -277,7 +289,7 @@ func (d *demo) replicate(ctx context.Context) error {
 // drill is a test failover on an isolated network with proof and clean-up.
 func (d *demo) drill(ctx context.Context) error {
 	d.out.heading("Test failover on an isolated network")
-	op, err := d.api.TestFailover(ctx, d.item, "", "", false)
+	op, err := d.api.Items().TestFailover(ctx, d.item, "", "", false)
 	if err := d.follow(ctx, op, err); err != nil {
 		return err
 	}
@@ -290,7 +302,7 @@ func (d *demo) drill(ctx context.Context) error {
 	} else if dr.KindOf(err) != dr.KindNotFound {
 		return err
 	}
-	op, err = d.api.CleanupTest(ctx, d.item, "the demo's drill was good")
+	op, err = d.api.Items().CleanupTest(ctx, d.item, "the demo's drill was good")
 	return d.follow(ctx, op, err)
 }
 
@@ -316,7 +328,7 @@ func (d *demo) disaster(ctx context.Context) error {
 
 	d.out.heading("Unplanned failover to the latest recovery point")
 	began := time.Now()
-	op, err := d.api.UnplannedFailover(ctx, d.item, "", false)
+	op, err := d.api.Items().UnplannedFailover(ctx, d.item, "", false)
 	if err := d.follow(ctx, op, err); err != nil {
 		return err
 	}
@@ -326,12 +338,12 @@ func (d *demo) disaster(ctx context.Context) error {
 
 // oneMoreCycle waits for the next recovery point.
 func (d *demo) oneMoreCycle(ctx context.Context) error {
-	before, err := d.api.Points(ctx, d.item)
+	before, err := d.api.Items().Points(ctx, d.item)
 	if err != nil {
 		return err
 	}
 	return d.until(ctx, time.Minute, "the next recovery point", func() (bool, error) {
-		now, err := d.api.Points(ctx, d.item)
+		now, err := d.api.Items().Points(ctx, d.item)
 		return err == nil && len(now) > 0 && now[0].Name != before[0].Name, err
 	})
 }
@@ -339,7 +351,7 @@ func (d *demo) oneMoreCycle(ctx context.Context) error {
 // prove reads what the recovered guest says about its own ledger.
 func (d *demo) prove(ctx context.Context) error {
 	d.out.heading("The guest's ledger proves what survived")
-	item, err := d.api.Item(ctx, d.item)
+	item, err := d.api.Items().Get(ctx, d.item)
 	if err != nil {
 		return err
 	}
@@ -347,7 +359,7 @@ func (d *demo) prove(ctx context.Context) error {
 		return errors.New("the item names no recovery point after the failover")
 	}
 	var point *armclient.RecoveryPoint
-	points, err := d.api.Points(ctx, d.item)
+	points, err := d.api.Items().Points(ctx, d.item)
 	if err != nil {
 		return err
 	}
@@ -426,6 +438,6 @@ func serialPath(xml string) string {
 // commit makes the recovery VM the production VM.
 func (d *demo) commit(ctx context.Context) error {
 	d.out.heading("Commit")
-	op, err := d.api.Act(ctx, d.item, "failoverCommit")
+	op, err := d.api.Items().Act(ctx, d.item, "failoverCommit")
 	return d.follow(ctx, op, err)
 }

@@ -1,0 +1,277 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/mattn/go-runewidth"
+	"github.com/spf13/cobra"
+)
+
+// minWidth is the width that every table fits.
+const minWidth = 80
+
+// column is one column of a table of T.
+type column[T any] struct {
+	head string
+	cell func(T) string
+	// wide columns are the ones that are wrapped when a line gets too long.
+	wide bool
+}
+
+// list prints items as a JSON array or as a table; empty says so in words.
+func list[T any](a *app, items []T, empty string, cols ...column[T]) error {
+	if a.json {
+		if items == nil {
+			items = []T{}
+		}
+		return a.printJSON(items)
+	}
+	if len(items) == 0 {
+		fmt.Fprintln(a.err, empty)
+		return nil
+	}
+	rows := make([][]string, 0, len(items)+1)
+	head, wide := make([]string, len(cols)), make([]bool, len(cols))
+	for i, c := range cols {
+		head[i], wide[i] = c.head, c.wide
+	}
+	rows = append(rows, head)
+	for _, it := range items {
+		row := make([]string, len(cols))
+		for i, c := range cols {
+			row[i] = clean(c.cell(it), false)
+		}
+		rows = append(rows, row)
+	}
+	_, err := fmt.Fprint(a.out, table(rows, wide, a.width))
+	return err
+}
+
+// table lays rows out in at most width columns. What does not fit in a wide
+// column goes on in the next line: nothing is cut off.
+func table(rows [][]string, wide []bool, width int) string {
+	const gap = 2
+	widths := make([]int, len(wide))
+	for _, row := range rows {
+		for i, cell := range row {
+			widths[i] = max(widths[i], runewidth.StringWidth(cell))
+		}
+	}
+	total := gap * (len(widths) - 1)
+	for _, w := range widths {
+		total += w
+	}
+	for total > width { // take from the widest one that may wrap
+		widest := -1
+		for i, w := range widths {
+			if wide[i] && w > 8 && (widest < 0 || w > widths[widest]) {
+				widest = i
+			}
+		}
+		if widest < 0 {
+			break
+		}
+		widths[widest]--
+		total--
+	}
+	var b strings.Builder
+	for _, row := range rows {
+		parts, lines := make([][]string, len(row)), 1
+		for i, cell := range row {
+			parts[i] = wrap(cell, widths[i])
+			lines = max(lines, len(parts[i]))
+		}
+		for n := range lines {
+			var line strings.Builder
+			for i := range row {
+				text := ""
+				if n < len(parts[i]) {
+					text = parts[i][n]
+				}
+				line.WriteString(runewidth.FillRight(text, widths[i]+gap))
+			}
+			b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+		}
+	}
+	return b.String()
+}
+
+// wrap breaks s at spaces, and inside words that are too long.
+func wrap(s string, width int) []string {
+	var lines []string
+	for runewidth.StringWidth(s) > width {
+		head := runewidth.Truncate(s, width, "")
+		if head == "" { // one wide rune in a narrow column
+			break
+		}
+		if i := strings.LastIndexByte(head, ' '); i > 0 && s[len(head)] != ' ' {
+			head = head[:i]
+		}
+		lines = append(lines, head)
+		s = strings.TrimLeft(s[len(head):], " ")
+	}
+	return append(lines, s)
+}
+
+// field is one line of a description.
+type field struct{ name, value string }
+
+// describe prints one object: JSON, or names and values. Empty values are left out.
+func (a *app) describe(v any, fields ...field) error {
+	if a.json {
+		return a.printJSON(v)
+	}
+	most := 0
+	for _, f := range fields {
+		if f.value != "" {
+			most = max(most, len(f.name))
+		}
+	}
+	for _, f := range fields {
+		if f.value == "" {
+			continue
+		}
+		for i, line := range wrap(clean(f.value, false), a.width-most-2) {
+			name := f.name
+			if i > 0 {
+				name = ""
+			}
+			if _, err := fmt.Fprintf(a.out, "%-*s  %s\n", most, name, line); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (a *app) printJSON(v any) error {
+	e := json.NewEncoder(a.out)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}
+
+// say tells a person something that is not data.
+func (a *app) say(format string, args ...any) {
+	if !a.json {
+		fmt.Fprintf(a.err, format+"\n", args...)
+	}
+}
+
+// clean takes what could steer a terminal out of texts that others have named.
+func clean(s string, lines bool) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' && lines:
+			return r
+		case r == '\n' || r == '\t':
+			return ' '
+		case unicode.IsControl(r) || r == unicode.ReplacementChar || unicode.Is(unicode.Bidi_Control, r):
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// when shows a time on this machine's clock, and how far away it is.
+func (a *app) when(t *time.Time) string {
+	if t == nil || t.IsZero() {
+		return "-"
+	}
+	return t.Local().Format("2006-01-02 15:04") + " (" + ago(a.now().Sub(*t)) + ")"
+}
+
+func ago(d time.Duration) string {
+	if d < 0 {
+		return "in " + short(-d)
+	}
+	return short(d) + " ago"
+}
+
+// short shows a duration in its greatest unit; below ten of it also the next one.
+func short(d time.Duration) string {
+	units := []struct {
+		n time.Duration
+		s string
+	}{{24 * time.Hour, "d"}, {time.Hour, "h"}, {time.Minute, "m"}, {time.Second, "s"}}
+	for i, u := range units {
+		if d < u.n {
+			continue
+		}
+		n := d / u.n
+		if rest := d % u.n; n < 10 && i+1 < len(units) && rest >= units[i+1].n {
+			return fmt.Sprintf("%d%s%d%s", n, u.s, rest/units[i+1].n, units[i+1].s)
+		}
+		return fmt.Sprintf("%d%s", n, u.s)
+	}
+	return "0s"
+}
+
+func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }
+
+// bytesText shows a size with three digits.
+func bytesText(n int64) string {
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, units := float64(n), "KMGTPE"
+	for i, u := range units {
+		f /= 1 << 10
+		if f < 1000 || i == len(units)-1 {
+			digits := 2
+			if f >= 100 {
+				digits = 0
+			} else if f >= 10 {
+				digits = 1
+			}
+			return fmt.Sprintf("%.*f %ciB", digits, f, u)
+		}
+	}
+	return ""
+}
+
+// sizeFlag is a flag that takes bytes: 500000, 64K, 20M, 4GiB. The units are powers of 1024.
+type sizeFlag int64
+
+func (s *sizeFlag) String() string {
+	if *s == 0 {
+		return ""
+	}
+	return fmt.Sprint(int64(*s))
+}
+
+func (*sizeFlag) Type() string { return "size" }
+
+func (s *sizeFlag) Set(text string) error {
+	number, unit := text, ""
+	if i := strings.IndexFunc(text, func(r rune) bool { return r < '0' || r > '9' }); i >= 0 {
+		number, unit = text[:i], strings.ToUpper(strings.TrimSpace(text[i:]))
+	}
+	unit = strings.TrimSuffix(strings.TrimSuffix(unit, "B"), "I")
+	var n int64
+	if _, err := fmt.Sscanf(number, "%d", &n); err != nil {
+		return fmt.Errorf("%q is not a size such as 64K, 20M or 4G", text)
+	}
+	shift := map[string]int{"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+	by, ok := shift[unit]
+	if !ok || n > (1<<62)>>by {
+		return fmt.Errorf("%q is not a size such as 64K, 20M or 4G", text)
+	}
+	*s = sizeFlag(n << by)
+	return nil
+}
+
+// printKey prints a flag's or field's text, or a dash.
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// exactly is cobra.ExactArgs that names the arguments.
+func exactly(n int) cobra.PositionalArgs { return cobra.ExactArgs(n) }
