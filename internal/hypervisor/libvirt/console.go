@@ -1,27 +1,18 @@
 package libvirt
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"image"
-	"image/color"
-	"image/png"
 	"io"
 	"os"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/hypervisor/libvirt/internal/screen"
 	"holdfast/internal/hypervisor/libvirt/internal/virt"
 )
 
-const (
-	maxScreenshot = 64 << 20 // bytes
-	maxSide       = 1 << 13  // pixels
-)
-
-var errTooLarge = errors.New("not a picture of usable size")
+const maxScreenshot = 64 << 20 // bytes
 
 // Screenshot fetches the picture of the first display.
 func (h *Host) Screenshot(ctx context.Context, id dr.VMID) ([]byte, error) {
@@ -55,7 +46,7 @@ func (h *Host) Screenshot(ctx context.Context, id dr.VMID) ([]byte, error) {
 	if err != nil && (virt.Answered(err) || ctx.Err() != nil || b.Len() == 0) {
 		return nil, virt.Wrap(op, what, err)
 	}
-	img, err := toPNG(b.Bytes())
+	img, err := screen.ToPNG(b.Bytes())
 	if err != nil {
 		return nil, dr.Errorf(dr.KindUnavailable, "libvirt."+op, "screenshot of VM %s: %w", dom.Name, err)
 	}
@@ -66,54 +57,9 @@ type limitedBuffer struct{ bytes.Buffer }
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
 	if b.Len()+len(p) > maxScreenshot {
-		return 0, errTooLarge
+		return 0, errors.New("the picture is too large")
 	}
 	return b.Buffer.Write(p)
-}
-
-// toPNG takes what QEMU delivers: PNG, or PPM (P6) from older versions.
-func toPNG(b []byte) ([]byte, error) {
-	if bytes.HasPrefix(b, []byte("\x89PNG\r\n\x1a\n")) {
-		if !bytes.HasSuffix(b, []byte("IEND\xaeB`\x82")) {
-			return nil, fmt.Errorf("PNG: %w", io.ErrUnexpectedEOF)
-		}
-		return b, nil
-	}
-	img, err := decodePPM(b)
-	if err != nil {
-		return nil, err
-	}
-	var out bytes.Buffer
-	if err := png.Encode(&out, img); err != nil {
-		return nil, err
-	}
-	return out.Bytes(), nil
-}
-
-// decodePPM reads binary PPM: "P6 width height 255", one white space, RGB bytes.
-func decodePPM(b []byte) (image.Image, error) {
-	r := bufio.NewReader(bytes.NewReader(b))
-	var w, h, depth int
-	if _, err := fmt.Fscanf(r, "P6\n%d %d\n%d\n", &w, &h, &depth); err != nil {
-		return nil, fmt.Errorf("neither PNG nor PPM: %w", err)
-	}
-	if depth != 255 || w <= 0 || h <= 0 || w > maxSide || h > maxSide {
-		return nil, fmt.Errorf("PPM of %d x %d with maximum %d", w, h, depth)
-	}
-	if 3*w*h > len(b) { // before anything of that size is allocated
-		return nil, io.ErrUnexpectedEOF
-	}
-	pix := make([]byte, 3*w)
-	img := image.NewRGBA(image.Rect(0, 0, w, h))
-	for y := range h {
-		if _, err := io.ReadFull(r, pix); err != nil {
-			return nil, err
-		}
-		for x := range w {
-			img.SetRGBA(x, y, color.RGBA{pix[3*x], pix[3*x+1], pix[3*x+2], 0xff})
-		}
-	}
-	return img, nil
 }
 
 // SerialLog reads the end of the file that the first serial port writes to.

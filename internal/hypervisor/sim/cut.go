@@ -33,13 +33,13 @@ func (h *Host) BeginCut(ctx context.Context, req hypervisor.CutRequest) (_ hyper
 		return nil, err
 	}
 	defer leave(&err)
-	v, err := h.find("BeginCut", req.VM)
+	v, err := h.world.find("BeginCut", req.VM)
 	if err != nil {
 		return nil, err
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if err := v.admit(h, req); err != nil {
+	if err := admit(v, h, req); err != nil {
 		return nil, err
 	}
 	name := tokenPrefix + req.Tag
@@ -59,11 +59,11 @@ func (h *Host) BeginCut(ctx context.Context, req hypervisor.CutRequest) (_ hyper
 		c.base, c.info.Incremental = t, true
 	}
 	if req.Quiesce {
-		v.quiesce(c)
+		quiesce(v, c)
 	}
 	t := &token{seq: v.seq, sizes: map[string]int64{}}
 	for _, id := range req.Disks {
-		d, _ := v.disk(id)
+		d, _ := findDisk(v, id)
 		c.images[id] = d.freeze()
 		t.sizes[id] = d.size
 		c.info.Disks = append(c.info.Disks, hypervisor.CutDisk{ID: id, Size: d.size, Granularity: d.grain})
@@ -75,7 +75,7 @@ func (h *Host) BeginCut(ctx context.Context, req hypervisor.CutRequest) (_ hyper
 }
 
 // admit checks a request, and ends a job that a dead agent left open.
-func (v *VM) admit(h *Host, req hypervisor.CutRequest) error {
+func admit(v *VM, h *Host, req hypervisor.CutRequest) error {
 	const op = "sim.BeginCut"
 	switch {
 	case len(req.Disks) == 0:
@@ -106,19 +106,19 @@ func (v *VM) admit(h *Host, req hypervisor.CutRequest) error {
 		}
 	}
 	if v.job != nil {
-		v.endStale()
+		endStale(v)
 	}
 	return nil
 }
 
 // endStale ends an open job of an earlier agent process. Its token stays: the
 // cut may have been spooled in full before the agent died.
-func (v *VM) endStale() {
+func endStale(v *VM) {
 	v.job.broken = true
 	v.job = nil
 }
 
-func (v *VM) quiesce(c *cut) {
+func quiesce(v *VM, c *cut) {
 	switch {
 	case v.agent == "":
 		c.info.Note = "the guest agent is not connected"
@@ -137,14 +137,14 @@ func (h *Host) Forget(ctx context.Context, id dr.VMID, keep []string) (err error
 		return err
 	}
 	defer leave(&err)
-	v, err := h.find("Forget", id)
+	v, err := h.world.find("Forget", id)
 	if err != nil {
 		return err
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.job != nil && v.job.host != h {
-		v.endStale()
+		endStale(v)
 	}
 	for n, t := range v.tokens {
 		if strings.HasPrefix(n, tokenPrefix) && !t.alien && !slices.Contains(keep, n) && (v.job == nil || v.job.info.Token != n) {

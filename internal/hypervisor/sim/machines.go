@@ -20,7 +20,7 @@ func (h *Host) State(ctx context.Context, id dr.VMID) (hypervisor.PowerState, er
 	if _, err := h.enter(ctx, "State", id); err != nil {
 		return "", err
 	}
-	v, err := h.find("State", id)
+	v, err := h.world.find("State", id)
 	if err != nil {
 		return "", err
 	}
@@ -36,7 +36,7 @@ func (h *Host) Start(ctx context.Context, id dr.VMID) (err error) {
 		return err
 	}
 	defer leave(&err)
-	v, err := h.find("Start", id)
+	v, err := h.world.find("Start", id)
 	if err != nil {
 		return err
 	}
@@ -51,7 +51,7 @@ func (h *Host) Shutdown(ctx context.Context, id dr.VMID) (err error) {
 		return err
 	}
 	defer leave(&err)
-	v, err := h.find("Shutdown", id)
+	v, err := h.world.find("Shutdown", id)
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func (h *Host) Destroy(ctx context.Context, id dr.VMID) (err error) {
 		return err
 	}
 	defer leave(&err)
-	v, err := h.find("Destroy", id)
+	v, err := h.world.find("Destroy", id)
 	if err != nil {
 		return err
 	}
@@ -91,10 +91,10 @@ func (h *Host) Destroy(ctx context.Context, id dr.VMID) (err error) {
 	return nil
 }
 
-func (h *Host) byName(name string) *VM {
-	h.world.mu.Lock()
-	defer h.world.mu.Unlock()
-	for _, v := range h.world.vms {
+func (w *world) byName(name string) *VM {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, v := range w.vms {
 		if v.info.Name == name {
 			return v
 		}
@@ -115,7 +115,7 @@ func (h *Host) Boot(ctx context.Context, spec hypervisor.BootSpec) (_ dr.VMID, e
 	}
 	h.world.boot.Lock()
 	defer h.world.boot.Unlock()
-	if old := h.byName(spec.Name); old != nil {
+	if old := h.world.byName(spec.Name); old != nil {
 		if old.owner != spec.Owner {
 			return "", dr.New(dr.KindConflict, dr.CodeAlreadyExists, op, "host %s has a VM named %s that is not %s's", h.world.cfg.Name, spec.Name, spec.Owner)
 		}
@@ -129,7 +129,7 @@ func (h *Host) Boot(ctx context.Context, spec hypervisor.BootSpec) (_ dr.VMID, e
 			return "", dr.New(dr.KindConflict, dr.CodeAlreadyExists, op, "host %s has a VM with UUID %s already", h.world.cfg.Name, id)
 		}
 	}
-	nics, err := h.attach(spec)
+	nics, err := h.world.attach(spec)
 	if err != nil {
 		return "", err
 	}
@@ -141,8 +141,8 @@ func (h *Host) Boot(ctx context.Context, spec hypervisor.BootSpec) (_ dr.VMID, e
 	if spec.MemoryMB > 0 {
 		v.info.MemoryMB = spec.MemoryMB
 	}
-	if err := h.connectDisks(ctx, v, spec.Disks); err != nil {
-		v.disconnect()
+	if err := h.world.connectDisks(ctx, v, spec.Disks); err != nil {
+		disconnect(v)
 		return "", errors.Join(err, removeFiles(v.disks))
 	}
 	h.world.mu.Lock()
@@ -156,7 +156,7 @@ func (h *Host) Boot(ctx context.Context, spec hypervisor.BootSpec) (_ dr.VMID, e
 }
 
 // attach maps the NICs to the network asked for.
-func (h *Host) attach(spec hypervisor.BootSpec) ([]dr.NIC, error) {
+func (w *world) attach(spec hypervisor.BootSpec) ([]dr.NIC, error) {
 	nics := slices.Clone(spec.Config.VM.NICs)
 	switch spec.Network {
 	case "":
@@ -166,8 +166,8 @@ func (h *Host) attach(spec hypervisor.BootSpec) ([]dr.NIC, error) {
 		return nics, nil
 	case hypervisor.IsolatedNetwork:
 	default:
-		if !slices.ContainsFunc(h.world.cfg.Networks, func(n hypervisor.Network) bool { return n.Name == spec.Network }) {
-			return nil, dr.New(dr.KindNotFound, dr.CodeNotFound, "sim.Boot", "host %s has no network %q", h.world.cfg.Name, spec.Network)
+		if !slices.ContainsFunc(w.cfg.Networks, func(n hypervisor.Network) bool { return n.Name == spec.Network }) {
+			return nil, dr.New(dr.KindNotFound, dr.CodeNotFound, "sim.Boot", "host %s has no network %q", w.cfg.Name, spec.Network)
 		}
 	}
 	for i := range nics {
@@ -176,10 +176,10 @@ func (h *Host) attach(spec hypervisor.BootSpec) ([]dr.NIC, error) {
 	return nics, nil
 }
 
-func (h *Host) connectDisks(ctx context.Context, v *VM, disks []hypervisor.BootDisk) error {
+func (w *world) connectDisks(ctx context.Context, v *VM, disks []hypervisor.BootDisk) error {
 	const op = "sim.Boot"
 	for i, b := range disks {
-		d := newDisk(b.ID, b.Path, b.Size, h.world.cfg.Granularity)
+		d := newDisk(b.ID, b.Path, b.Size, w.cfg.Granularity)
 		if err := os.MkdirAll(filepath.Dir(b.Path), 0o750); err != nil {
 			return dr.Errorf(dr.KindUnavailable, op, "create the directory of %s: %w", b.Path, err)
 		}
@@ -192,10 +192,10 @@ func (h *Host) connectDisks(ctx context.Context, v *VM, disks []hypervisor.BootD
 		}
 		v.disks = append(v.disks, d)
 		v.info.Disks = append(v.info.Disks, dr.Disk{ID: b.ID, Path: b.Path, Format: "sim", Size: b.Size, Boot: i == 0})
-		if h.world.cfg.NoNBD || b.Socket == "" {
+		if w.cfg.NoNBD || b.Socket == "" {
 			continue
 		}
-		if d.remote, err = h.world.cfg.Dial(ctx, b.Socket, b.Export); err != nil {
+		if d.remote, err = w.cfg.Dial(ctx, b.Socket, b.Export); err != nil {
 			return dr.New(dr.KindUnavailable, "", op, "connect disk %s to its recovery point at %s: %w", b.ID, b.Socket, err)
 		}
 		if d.remote.Size() > b.Size {
@@ -208,7 +208,8 @@ func (h *Host) connectDisks(ctx context.Context, v *VM, disks []hypervisor.BootD
 	return nil
 }
 
-func (v *VM) disconnect() {
+// disconnect closes the connections to the recovery point.
+func disconnect(v *VM) {
 	v.mu.Lock()
 	var open []Remote
 	for _, d := range v.disks {
@@ -229,7 +230,7 @@ func (h *Host) MakeLocal(ctx context.Context, id dr.VMID, progress func(done, to
 		return err
 	}
 	defer leave(&err)
-	v, err := h.find("MakeLocal", id)
+	v, err := h.world.find("MakeLocal", id)
 	if err != nil {
 		return err
 	}
@@ -298,8 +299,8 @@ func (h *Host) Remove(ctx context.Context, id dr.VMID, owner string) (err error)
 	if v.owner == "" || v.owner != owner {
 		return dr.New(dr.KindPrecondition, dr.CodeOperationNotAllowed, "sim.Remove", "VM %s was not made by %s and is left alone", v.info.Name, owner)
 	}
-	v.stop(hypervisor.PowerOff, false)
-	v.disconnect()
+	stop(v, hypervisor.PowerOff, false)
+	disconnect(v)
 	if err := removeFiles(v.disks); err != nil {
 		return dr.Errorf(dr.KindUnavailable, "sim.Remove", "delete the disks of VM %s: %w", v.info.Name, err)
 	}
@@ -315,7 +316,7 @@ func (h *Host) Screenshot(ctx context.Context, id dr.VMID) ([]byte, error) {
 	if _, err := h.enter(ctx, "Screenshot", id); err != nil {
 		return nil, err
 	}
-	v, err := h.find("Screenshot", id)
+	v, err := h.world.find("Screenshot", id)
 	if err != nil {
 		return nil, err
 	}
@@ -342,7 +343,7 @@ func (h *Host) SerialLog(ctx context.Context, id dr.VMID, limit int) ([]byte, er
 	if _, err := h.enter(ctx, "SerialLog", id); err != nil {
 		return nil, err
 	}
-	v, err := h.find("SerialLog", id)
+	v, err := h.world.find("SerialLog", id)
 	if err != nil {
 		return nil, err
 	}

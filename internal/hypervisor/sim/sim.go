@@ -163,7 +163,7 @@ func (h *Host) AddVM(spec VMSpec) *VM {
 // RemoveVM makes the host forget a VM, as when somebody undefines it.
 func (h *Host) RemoveVM(id dr.VMID) {
 	if v := h.VM(id); v != nil {
-		v.stop(hypervisor.PowerOff, false)
+		stop(v, hypervisor.PowerOff, false)
 	}
 	h.world.mu.Lock()
 	delete(h.world.vms, id)
@@ -178,11 +178,13 @@ func (h *Host) VM(id dr.VMID) *VM {
 	return h.world.vms[id]
 }
 
-func (h *Host) find(op string, id dr.VMID) (*VM, error) {
-	if v := h.VM(id); v != nil {
+func (w *world) find(op string, id dr.VMID) (*VM, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if v := w.vms[id]; v != nil {
 		return v, nil
 	}
-	return nil, dr.New(dr.KindNotFound, dr.CodeVMNotFound, "sim."+op, "host %s does not know VM %s", h.world.cfg.Name, id)
+	return nil, dr.New(dr.KindNotFound, dr.CodeVMNotFound, "sim."+op, "host %s does not know VM %s", w.cfg.Name, id)
 }
 
 // Info describes the host.
@@ -223,7 +225,7 @@ func (h *Host) Config(ctx context.Context, id dr.VMID) (hypervisor.VMConfig, err
 	if _, err := h.enter(ctx, "Config", id); err != nil {
 		return hypervisor.VMConfig{}, err
 	}
-	v, err := h.find("Config", id)
+	v, err := h.world.find("Config", id)
 	if err != nil {
 		return hypervisor.VMConfig{}, err
 	}

@@ -63,7 +63,8 @@ func (v *VM) describe() dr.VM {
 	return d
 }
 
-func (v *VM) disk(id string) (*disk, error) {
+// findDisk returns a disk; the lock of its VM is held.
+func findDisk(v *VM, id string) (*disk, error) {
 	for _, d := range v.disks {
 		if d.id == id {
 			return d, nil
@@ -75,18 +76,18 @@ func (v *VM) disk(id string) (*disk, error) {
 // Write stores p on a disk, as the guest would. The VM need not run: then it
 // is an edit from outside, which tracking does not see.
 func (v *VM) Write(diskID string, off int64, p []byte) error {
-	return v.modify(diskID, off, int64(len(p)), func(d *disk, seq uint64) { d.write(off, p, seq) })
+	return modify(v, diskID, off, int64(len(p)), func(d *disk, seq uint64) { d.write(off, p, seq) })
 }
 
 // Trim discards a range: it reads as zeroes from now on.
 func (v *VM) Trim(diskID string, off, n int64) error {
-	return v.modify(diskID, off, n, func(d *disk, seq uint64) { d.trim(off, n, seq) })
+	return modify(v, diskID, off, n, func(d *disk, seq uint64) { d.trim(off, n, seq) })
 }
 
-func (v *VM) modify(diskID string, off, n int64, change func(*disk, uint64)) error {
+func modify(v *VM, diskID string, off, n int64, change func(*disk, uint64)) error {
 	for {
 		v.mu.Lock()
-		d, err := v.disk(diskID)
+		d, err := findDisk(v, diskID)
 		if err == nil {
 			err = d.check(off, int(n))
 		}
@@ -116,7 +117,7 @@ func (v *VM) modify(diskID string, off, n int64, change func(*disk, uint64)) err
 func (v *VM) Read(diskID string, off int64, p []byte) error {
 	for {
 		v.mu.Lock()
-		d, err := v.disk(diskID)
+		d, err := findDisk(v, diskID)
 		if err == nil {
 			err = d.check(off, len(p))
 		}
@@ -147,7 +148,7 @@ func (v *VM) Content(diskID string) ([]byte, error) {
 func (v *VM) Size(diskID string) int64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	d, err := v.disk(diskID)
+	d, err := findDisk(v, diskID)
 	if err != nil {
 		return -1
 	}
@@ -192,7 +193,7 @@ func (v *VM) pull(ctx context.Context, d *disk, idx []int64) error {
 func (v *VM) Grow(diskID string, size int64) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	d, err := v.disk(diskID)
+	d, err := findDisk(v, diskID)
 	if err != nil {
 		return err
 	}
@@ -206,7 +207,7 @@ func (v *VM) Grow(diskID string, size int64) error {
 // Crash is a power loss of the host or a killed hypervisor process: the VM is
 // off, an open cut is gone and every token is broken.
 func (v *VM) Crash() {
-	v.stop(hypervisor.PowerOff, true)
+	stop(v, hypervisor.PowerOff, true)
 	v.world.emit(v.info.ID, "crashed")
 }
 
@@ -221,11 +222,12 @@ func (v *VM) LoseTracking() {
 
 // PowerOff is an orderly shutdown from inside: tokens survive, an open cut does not.
 func (v *VM) PowerOff() {
-	v.stop(hypervisor.PowerOff, false)
+	stop(v, hypervisor.PowerOff, false)
 	v.world.emit(v.info.ID, "stopped")
 }
 
-func (v *VM) stop(to hypervisor.PowerState, crash bool) {
+// stop ends the VM and its open cut; a crash breaks its tokens.
+func stop(v *VM, to hypervisor.PowerState, crash bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.power = to

@@ -70,7 +70,7 @@ func (s *scratch) reserve(n int64) error {
 
 // check extends the reservation while the file system has room, and returns an
 // error when the guest may soon run into its end.
-func (s *scratch) check(step int64) error {
+func (s *scratch) check(step int64, freeSpace func(string) (int64, error)) error {
 	st, err := os.Stat(s.path)
 	if err != nil {
 		return nil // the job is ending
@@ -79,7 +79,7 @@ func (s *scratch) check(step int64) error {
 		return nil
 	}
 	next := min(s.allocated+step, s.most)
-	free, err := virt.FreeSpace(s.path)
+	free, err := freeSpace(s.path)
 	// As much again stays free: other scratch files and the guests' own disks may need it.
 	if err == nil && free >= 2*(next-s.allocated) && s.reserve(next) == nil {
 		s.allocated = next
@@ -108,7 +108,7 @@ func (c *cut) watch(ctx context.Context) {
 		}
 		for id := range c.disks {
 			if reason == nil {
-				reason = c.disks[id].scratch.check(min(c.host.cfg.ScratchReserve, c.disks[id].scratch.most))
+				reason = c.disks[id].scratch.check(min(c.host.cfg.ScratchReserve, c.disks[id].scratch.most), virt.FreeSpace)
 			}
 		}
 		if reason == nil {
