@@ -85,7 +85,9 @@ func (a *app) root() *cobra.Command {
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	root.PersistentFlags().StringVarP(&output, "output", "o", output, "what to print: table or json")
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage("%v", err).WithHint("See '%s --help'.", c.CommandPath()) })
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usage("%v", err).WithHint("See '%s --help'.", c.CommandPath())
+	})
 	root.AddGroup(&cobra.Group{ID: "daily", Title: "Protect and fail over:"}, &cobra.Group{ID: "setup", Title: "Set up:"}, &cobra.Group{ID: "tools", Title: "Without a vault:"})
 	add := func(group string, cs ...*cobra.Command) {
 		for _, c := range cs {

@@ -8,7 +8,6 @@ import (
 	"unicode"
 
 	"github.com/mattn/go-runewidth"
-	"github.com/spf13/cobra"
 )
 
 // minWidth is the width that every table fits.
@@ -265,13 +264,10 @@ func (s *sizeFlag) Set(text string) error {
 	return nil
 }
 
-// printKey prints a flag's or field's text, or a dash.
+// dash stands for nothing in a table.
 func dash(s string) string {
 	if s == "" {
 		return "-"
 	}
 	return s
 }
-
-// exactly is cobra.ExactArgs that names the arguments.
-func exactly(n int) cobra.PositionalArgs { return cobra.ExactArgs(n) }

@@ -193,6 +193,9 @@ func (a *Agent) drain(ctx context.Context, p agentapi.MachinePayload, _ progress
 }
 
 func point(ref cut.Ref, at time.Time, err error) (any, error) {
+	if err == nil && ref.IsZero() {
+		err = dr.Errorf(dr.KindInternal, "agent.replica", "the replicator named no recovery point")
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -141,7 +141,8 @@ type Machines interface {
 	// runs, until nothing depends on the NBD sockets. Resumable: calling it again goes on.
 	MakeLocal(ctx context.Context, vm dr.VMID, progress func(done, total int64)) error
 	// Remove destroys and undefines a VM that Boot made (refuses others), with
-	// its disk files and anything else Boot created. Idempotent.
+	// its disk files and anything else Boot created. With vm empty it removes
+	// whatever Boot made for the owner, also half-made things. Idempotent.
 	Remove(ctx context.Context, vm dr.VMID, owner string) error
 }
 

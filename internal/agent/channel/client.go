@@ -15,7 +15,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -55,7 +54,7 @@ type Client struct {
 	hc *http.Client
 }
 
-// newClient returns a client of an identity. cert is asked at each handshake; nil shows none.
+// newClient returns a client of the vault that trust tells how to recognize.
 func newClient(vaultURL string, trust *tls.Config, proxy func(*http.Request) (*url.URL, error), version string) *Client {
 	c := &Client{base: strings.TrimSuffix(vaultURL, "/"), version: version, tls: trust, proxy: proxy}
 	c.reset()
@@ -334,8 +333,3 @@ func (d *Transport) CloseIdleConnections() {
 	d.vault.CloseIdleConnections()
 	d.other.CloseIdleConnections()
 }
-
-var _ fmt.Stringer = (*Client)(nil)
-
-// String names the vault.
-func (c *Client) String() string { return "client of " + c.base }

@@ -293,6 +293,11 @@ func (h *Host) Remove(ctx context.Context, id dr.VMID, owner string) (err error)
 	h.world.boot.Lock()
 	defer h.world.boot.Unlock()
 	v := h.VM(id)
+	if id == "" {
+		if v = h.ownedBy(owner); v != nil {
+			id = v.ID()
+		}
+	}
 	if v == nil {
 		return nil
 	}
@@ -350,4 +355,16 @@ func (h *Host) SerialLog(ctx context.Context, id dr.VMID, limit int) ([]byte, er
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return slices.Clone(v.serial[max(len(v.serial)-max(limit, 0), 0):]), nil
+}
+
+// ownedBy finds the VM that Boot made for an owner.
+func (h *Host) ownedBy(owner string) *VM {
+	h.world.mu.Lock()
+	defer h.world.mu.Unlock()
+	for _, v := range h.world.vms {
+		if owner != "" && v.owner == owner {
+			return v
+		}
+	}
+	return nil
 }

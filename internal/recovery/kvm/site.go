@@ -334,16 +334,10 @@ func (s *Site) Remove(ctx context.Context, p agentapi.RemovePayload) error {
 	if err != nil {
 		return err
 	}
-	vm := rec.VM
-	if vm == "" {
-		// Boot may have died after the VM was made and before its id was
-		// recorded: booting again finds it, because Boot is idempotent by name and owner.
-		vm = s.findHalfMade(ctx, rec)
-	}
-	if vm != "" {
-		if err := s.cfg.Host.Remove(ctx, dr.VMID(vm), owner(rec.Serving)); err != nil && dr.CodeOf(err) != dr.CodeVMNotFound {
-			return err
-		}
+	// Without an id Boot may have died after the VM was made and before its id
+	// was recorded: the owner's stamp finds it.
+	if err := s.cfg.Host.Remove(ctx, dr.VMID(rec.VM), owner(rec.Serving)); err != nil && dr.CodeOf(err) != dr.CodeVMNotFound {
+		return err
 	}
 	if err := s.cfg.Servings.Stop(ctx, rec.Serving); err != nil {
 		return err
@@ -355,23 +349,6 @@ func (s *Site) Remove(ctx context.Context, p agentapi.RemovePayload) error {
 		return dr.Errorf(dr.KindUnavailable, op, "remove record: %w", err)
 	}
 	return nil
-}
-
-// Finder is an optional capability of a Host: the VM that carries an owner's stamp.
-type Finder interface {
-	FindOwned(ctx context.Context, owner string) (dr.VMID, error) // dr.CodeVMNotFound if there is none
-}
-
-func (s *Site) findHalfMade(ctx context.Context, rec record) string {
-	f, ok := s.cfg.Host.(Finder)
-	if !ok {
-		return ""
-	}
-	id, err := f.FindOwned(ctx, owner(rec.Serving))
-	if err != nil {
-		return ""
-	}
-	return string(id)
 }
 
 // State tells a VM's power state; a VM that the host does not know is "absent".

@@ -1,0 +1,229 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"holdfast/internal/agent"
+	"holdfast/internal/armwire"
+	"holdfast/internal/dr"
+	"holdfast/internal/hydrate"
+	"holdfast/internal/hypervisor"
+	"holdfast/internal/hypervisor/libvirt"
+	"holdfast/internal/recovery/kvm"
+)
+
+const defaultState = "/var/lib/holdfast/agent"
+
+func (a *app) agentCommand() *cobra.Command {
+	c := &cobra.Command{Use: "agent", Short: "Register a host and run its agent"}
+	c.AddCommand(a.agentRegisterCommand(), a.agentRunCommand(), a.agentServePointCommand())
+	return c
+}
+
+// hostFlags say which hypervisor an agent works with.
+type hostFlags struct{ uri, socket, dir string }
+
+func (h *hostFlags) add(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&h.uri, "libvirt", "qemu:///system", "libvirt URI: qemu:///system or qemu:///session")
+	f.StringVar(&h.socket, "libvirt-socket", "", "socket of the libvirt daemon (default: where it usually is)")
+	f.StringVar(&h.dir, "dir", "", "directory for scratch files, sockets and recovery disks; QEMU must get there (default: STATE.vms)")
+}
+
+func (a *app) agentRegisterCommand() *cobra.Command {
+	var key, state, host string
+	var roles []string
+	c := &cobra.Command{
+		Use: "register --key FILE", Short: "Register this host with a vault", Args: cobra.NoArgs,
+		Long: "Register this host with the vault that issued the registration key file. It may be repeated, for\n" +
+			"example with a key of another site. A proxy is taken from HTTPS_PROXY.\n\n" +
+			"Roles: source replicates this host's VMs, recovery runs VMs from recovery points.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(c.Context(), 2*time.Minute)
+			defer cancel()
+			cfg := agent.RegisterConfig{HostName: host, Version: version(), Log: slog.New(slog.DiscardHandler)}
+			var err error
+			if cfg.StateDir, err = filepath.Abs(state); err != nil {
+				return usage("--state: %v", err)
+			}
+			if cfg.Roles, err = parseRoles(roles); err != nil {
+				return err
+			}
+			if cfg.Key, err = readRegistrationKey(key, a.now()); err != nil {
+				return err
+			}
+			reg, err := agent.Register(ctx, cfg)
+			if err != nil {
+				return err
+			}
+			v := struct {
+				Agent    string         `json:"agent"`
+				Host     string         `json:"host"`
+				Site     string         `json:"site"`
+				Vault    string         `json:"vault"`
+				Roles    []dr.AgentRole `json:"roles"`
+				NotAfter time.Time      `json:"certificateExpires"`
+			}{string(reg.AgentID), reg.Host, reg.FabricName, reg.VaultURL, reg.Roles, reg.NotAfter}
+			if err := a.describe(v, field{"agent", v.Agent}, field{"host", v.Host}, field{"site", v.Site}, field{"vault", v.Vault}, field{"roles", strings.Join(roles, ",")}); err != nil {
+				return err
+			}
+			a.say("\nThe host is registered. Next:\n  holdfast agent run --state %s", cfg.StateDir)
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&key, "key", "", "registration key file of a site")
+	f.StringVar(&state, "state", defaultState, "state directory of the agent")
+	f.StringSliceVar(&roles, "role", []string{string(dr.RoleSource)}, "what this host is for: source, recovery or source,recovery")
+	f.StringVar(&host, "host-name", "", "name shown in the vault (default: the system's)")
+	required(c, "key", "state")
+	return c
+}
+
+func parseRoles(words []string) (roles []dr.AgentRole, err error) {
+	for _, w := range words {
+		switch r := dr.AgentRole(strings.TrimSpace(w)); r {
+		case dr.RoleSource, dr.RoleRecovery:
+			roles = append(roles, r)
+		default:
+			return nil, usage("--role %q is neither source nor recovery", w)
+		}
+	}
+	return roles, nil
+}
+
+// readRegistrationKey reads a key file. Its secret stays out of every text.
+func readRegistrationKey(path string, now time.Time) (agent.RegistrationKey, error) {
+	raw, err := readSmall(path)
+	if err != nil {
+		return agent.RegistrationKey{}, classifyAs(err, "read the registration key file")
+	}
+	f, err := armwire.DecodeKeyFile(raw)
+	if err != nil {
+		return agent.RegistrationKey{}, dr.New(dr.KindUnauthenticated, dr.CodeRegistrationKeyInvalid, "agent.register", "%s: %w", path, err)
+	}
+	k := f.Credential
+	if !k.Expires.IsZero() && now.Sub(k.Expires) > time.Hour { // the vault decides; a clock may be wrong
+		return agent.RegistrationKey{}, dr.New(dr.KindUnauthenticated, dr.CodeRegistrationKeyExpired, "agent.register", "the registration key %s was good until %s", k.KeyID, k.Expires.Local().Format(time.DateTime))
+	}
+	return agent.RegistrationKey{VaultURL: k.VaultURL, CAPin: k.CAPin, KeyID: k.KeyID, Secret: k.Secret}, nil
+}
+
+// runOptions are the flags of agent run.
+type runOptions struct {
+	state, runDir    string
+	host             hostFlags
+	bandwidth, spool sizeFlag
+	logs             logFlags
+}
+
+func (a *app) agentRunCommand() *cobra.Command {
+	var o runOptions
+	c := &cobra.Command{
+		Use: "run", Short: "Run this host's agent until SIGTERM or Ctrl-C", Args: cobra.NoArgs,
+		Long: "Run the agent of a registered host. It calls the vault; nothing listens on the host. Recovery VMs\n" +
+			"go on running when the agent stops.",
+		RunE: func(c *cobra.Command, _ []string) error { return a.agentRun(c.Context(), o) },
+	}
+	f := c.Flags()
+	f.StringVar(&o.state, "state", defaultState, "state directory, as given to register")
+	o.host.add(c)
+	f.StringVar(&o.runDir, "run-dir", "", "directory for the sockets of recovery points (default: as --dir)")
+	f.Var(&o.bandwidth, "bandwidth", "limit of all uploads, bytes a second such as 20M (default: none)")
+	f.Var(&o.spool, "spool-limit", "limit of the spool of each VM, such as 8G (default: 4G)")
+	o.logs.add(c)
+	return c
+}
+
+func (a *app) agentRun(ctx context.Context, o runOptions) (err error) {
+	log, err := o.logs.open(a.err)
+	if err != nil {
+		return err
+	}
+	state, err := filepath.Abs(o.state)
+	if err != nil {
+		return usage("--state: %v", err)
+	}
+	dir := state + ".vms"
+	if o.host.dir != "" {
+		if dir, err = filepath.Abs(o.host.dir); err != nil {
+			return usage("--dir: %v", err)
+		}
+	}
+	runDir := dir
+	if o.runDir != "" {
+		if runDir, err = filepath.Abs(o.runDir); err != nil {
+			return usage("--run-dir: %v", err)
+		}
+	}
+	root, err := agent.ServingRoot(state, runDir)
+	if err != nil {
+		return err
+	}
+	host, err := openHost(ctx, libvirt.Config{URI: o.host.uri, Socket: o.host.socket, Dir: dir, Log: log})
+	if err != nil {
+		return err
+	}
+	defer closing(&err, host.Close)
+	self, err := os.Executable()
+	if err != nil {
+		return dr.Errorf(dr.KindInternal, "agent.run", "find this program: %w", err)
+	}
+	launcher := &hydrate.Launcher{Root: root, Argv: []string{self, "agent", "serve-point", "--state", state, "--run-dir", runDir}}
+	site := kvm.New(kvm.Config{Host: host, Servings: launcher, Dir: filepath.Join(dir, "recovery"), Log: log})
+	ag, err := agent.New(agent.Config{StateDir: state, RunDir: runDir, Host: host, Recovery: site, Version: version(),
+		Bandwidth: int64(o.bandwidth), SpoolLimit: int64(o.spool), Log: log})
+	if err != nil {
+		return err
+	}
+	if err := ag.Start(ctx); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	log.Info("the agent is stopping")
+	return ag.Close()
+}
+
+// openHost connects to the host's hypervisor.
+func openHost(ctx context.Context, cfg libvirt.Config) (hypervisor.Host, error) {
+	if runtime.GOOS != "linux" {
+		return nil, dr.Errorf(dr.KindUnsupported, "agent.run", "this version of the agent works with KVM on Linux; it can't run on %s", runtime.GOOS)
+	}
+	return libvirt.Open(ctx, cfg)
+}
+
+// agentServePointCommand is what hydrate.Launcher starts for each recovery
+// point that a VM runs from. It is not for people.
+func (a *app) agentServePointCommand() *cobra.Command {
+	var state, runDir string
+	c := &cobra.Command{
+		Use: "serve-point SERVING", Short: "Serve a recovery point over NBD", Hidden: true, Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			root, err := agent.ServingRoot(state, runDir)
+			if err == nil && (args[0] == "" || args[0] != filepath.Base(args[0]) || args[0][0] == '.') {
+				err = usage("%q is not the id of a serving", args[0])
+			}
+			if err != nil {
+				return err
+			}
+			err = agent.ServePoint(c.Context(), state, args[0], filepath.Join(root, args[0]))
+			if errors.Is(err, context.Canceled) && c.Context().Err() != nil {
+				return nil // told to stop
+			}
+			return err
+		},
+	}
+	c.Flags().StringVar(&state, "state", "", "state directory of the agent")
+	c.Flags().StringVar(&runDir, "run-dir", "", "directory for sockets")
+	required(c, "state")
+	return c
+}
