@@ -93,7 +93,7 @@ type made struct {
 	Portal       string `json:"portal"`
 	User         string `json:"user"`
 	Password     string `json:"password"`
-	EndpointFile string `json:"endpointFile"`
+	EndpointFile string `json:"endpoint"`
 	KeyFile      string `json:"keyFile"`
 	KeyID        string `json:"keyId"`
 	CAFile       string `json:"caFile"`

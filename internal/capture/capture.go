@@ -147,6 +147,7 @@ type Replicator struct {
 	kick     chan struct{} // something changed: look again
 	drains   chan drain
 	ship     chan struct{} // the queue got an entry
+	ended    chan struct{} // Run has returned
 	reship   chan struct{} // try shipping again now
 	shipping shipping
 	cutting  sync.Mutex // held while a cut is open, and while tokens are forgotten
@@ -194,7 +195,7 @@ func New(cfg Config) (*Replicator, error) {
 	cfg.Log = cfg.Log.With("machine", cfg.Machine)
 	return &Replicator{
 		cfg: cfg, spool: &spool{dir: filepath.Join(cfg.Dir, "spool"), limit: cfg.SpoolLimit},
-		kick: make(chan struct{}, 1), ship: make(chan struct{}, 1), reship: make(chan struct{}, 1), drains: make(chan drain),
+		kick: make(chan struct{}, 1), ship: make(chan struct{}, 1), reship: make(chan struct{}, 1), ended: make(chan struct{}), drains: make(chan drain),
 		sealed: map[uint32]bool{},
 		status: Status{Phase: PhaseWaiting},
 	}, nil
@@ -261,6 +262,8 @@ func (r *Replicator) AwaitInitial(ctx context.Context) (cut.Ref, time.Time, erro
 		select {
 		case <-ctx.Done():
 			return cut.Ref{}, time.Time{}, context.Cause(ctx)
+		case <-r.ended:
+			return cut.Ref{}, time.Time{}, errEnded()
 		case <-changed:
 		}
 	}
@@ -272,12 +275,16 @@ func (r *Replicator) Drain(ctx context.Context) (cut.Ref, time.Time, error) {
 	d := drain{done: make(chan drainResult, 1)}
 	select {
 	case r.drains <- d:
+	case <-r.ended:
+		return cut.Ref{}, time.Time{}, errEnded()
 	case <-ctx.Done():
 		return cut.Ref{}, time.Time{}, context.Cause(ctx)
 	}
 	var res drainResult
 	select {
 	case res = <-d.done:
+	case <-r.ended:
+		return cut.Ref{}, time.Time{}, errEnded()
 	case <-ctx.Done():
 		return cut.Ref{}, time.Time{}, context.Cause(ctx)
 	}
@@ -296,9 +303,15 @@ func (r *Replicator) Drain(ctx context.Context) (cut.Ref, time.Time, error) {
 		select {
 		case <-ctx.Done():
 			return cut.Ref{}, time.Time{}, context.Cause(ctx)
+		case <-r.ended:
+			return cut.Ref{}, time.Time{}, errEnded()
 		case <-changed:
 		}
 	}
+}
+
+func errEnded() error {
+	return dr.Errorf(dr.KindUnavailable, "capture", "the replicator has been stopped")
 }
 
 // Remove deletes the replica's tokens at the hypervisor and its local state.

@@ -13,6 +13,7 @@ import (
 
 // Run replicates until ctx ends, which is not an error. It may be called once.
 func (r *Replicator) Run(ctx context.Context) error {
+	defer close(r.ended)
 	st, err := r.load()
 	if err != nil {
 		return err
@@ -113,6 +114,7 @@ type pace struct {
 	failures int
 	blocked  *Assignment // a permanent error under this assignment
 	lastApp  time.Time
+	off      bool   // the VM was found off: a hint that it was started is worth a look
 	swept    dr.VMID // whose leftovers of an earlier process are removed
 }
 
@@ -126,6 +128,9 @@ func (r *Replicator) loop(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-r.kick:
+			if p.off {
+				p.next = time.Time{}
+			}
 		case <-timer.C:
 		case x := <-r.drains:
 			d = &x
@@ -184,6 +189,7 @@ func (r *Replicator) turn(ctx context.Context, a Assignment, p *pace, d *drain) 
 	if wait := p.next.Sub(now); wait > 0 && d == nil {
 		return wait, nil
 	}
+	p.off = false
 	err := r.follow(ctx, a)
 	if err == nil && p.swept != a.VM {
 		r.forget(ctx, a.VM, nil)
@@ -217,7 +223,7 @@ func (r *Replicator) failed(a Assignment, p *pace, now time.Time, err error) tim
 	case code == dr.CodeVMNotRunning:
 		// Not an error of replication: tracking persists on disk, and the next cycle looks again.
 		r.set(func(s *Status) { s.Note, s.Err = "the VM is not running", nil })
-		p.next = now.Add(a.CopyFrequency)
+		p.next, p.off = now.Add(a.CopyFrequency), true
 		return a.CopyFrequency
 	case code == dr.CodeSpoolFull:
 		r.set(func(s *Status) { r.setErr(s, err); s.Missed++ })

@@ -132,6 +132,9 @@ func lagChart(points []dr.RecoveryPoint, from, now time.Time, target time.Durati
 		}
 		p.top = math.Max(p.top, worst[i])
 	}
+	if have < 0 {
+		return "" // clocks: the only points are of the future
+	}
 	p.top = nice(math.Max(p.top, target.Seconds()*1.2), []float64{15, 30, 60, 90, 180, 360, 540, 900, 1800, 3600, 5400, 10800, 21600, 43200, 86400, 259200})
 	p.begin("RPO lag over time", func(v float64) string { return span(time.Duration(v) * time.Second) })
 	var line strings.Builder

@@ -201,11 +201,11 @@ func (f *fake) Logout(_ context.Context, s string) error {
 
 func (f *fake) CreateFabric(_ context.Context, name string, t dr.FabricType, by string) (dr.JobID, error) {
 	defer f.lock()()
-	if err := f.call("CreateFabric %s %s", name, t); err != nil {
-		return "", err
-	}
 	if name == "" || strings.ContainsAny(name, "<>/") {
 		return "", dr.New(dr.KindInvalid, dr.CodeNameInvalid, "fake", "%q is not a name for a site", name)
+	}
+	if err := f.call("CreateFabric %s %s", name, t); err != nil {
+		return "", err
 	}
 	f.fabrics = append(f.fabrics, dr.Fabric{ID: dr.FabricID(f.id("fabric")), Name: name, Type: t, Created: f.now()})
 	return f.start("CreateSite", "Create site", by, nil, name, nil), nil

@@ -189,7 +189,7 @@ type itemBody struct {
 	Timeline     template.HTML
 	LagChart     template.HTML
 	ChurnChart   template.HTML
-	pages
+	Pages        pages
 }
 
 // reason is a health error with its explanation.
@@ -291,7 +291,7 @@ func (p itemPages) history(r *request, b *itemBody, points []dr.RecoveryPoint) {
 	b.Timeline = timeline(points, now, b.FailedOverTo)
 	b.LagChart = lagChart(points, now.Add(-width), now, b.Target)
 	b.ChurnChart = churnChart(points, now.Add(-width), now)
-	b.Points, b.pages = paged(r, points, 20)
+	b.Points, b.Pages = paged(r, points, 20)
 }
 
 // commands makes the command bar: what the state and the role allow is on.

@@ -210,7 +210,7 @@ type itemsBody struct {
 	Query, Site, Health string
 	State               string
 	Estate              *estate
-	pages
+	Pages               pages
 }
 
 const pageSize = 50
@@ -257,7 +257,7 @@ func (p itemPages) list(w http.ResponseWriter, r *request) error {
 			b.State == "drill" && (it.Protection != dr.Protected || p.now().Sub(it.LastTest) <= drillEvery)
 	})
 	b.Shown = len(match)
-	match, b.pages = paged(r, match, pageSize)
+	match, b.Pages = paged(r, match, pageSize)
 	if b.Rows, err = p.rows(r.Context(), e, match); err != nil {
 		return err
 	}

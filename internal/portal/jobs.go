@@ -22,7 +22,7 @@ type jobsBody struct {
 	States                []choice
 	Scenarios             []choice
 	Filtered              bool
-	pages
+	Pages                 pages
 }
 
 type choice struct{ Value, Text string }
@@ -53,7 +53,7 @@ func (p jobPages) list(w http.ResponseWriter, r *request) error {
 		b.ItemName = list[0].TargetName
 	}
 	b.Scenarios = scenarios(list, b.Scenario)
-	b.Rows, b.pages = paged(r, list, pageSize)
+	b.Rows, b.Pages = paged(r, list, pageSize)
 	for i, j := range b.Rows {
 		if j.State.Final() || i >= 20 {
 			continue

@@ -191,7 +191,7 @@ func headers(next http.Handler) http.Handler {
 }
 
 // routes is the table of pages: who may use them, and how.
-func (c *core) routes() http.Handler {
+func (c *core) routes() *http.ServeMux {
 	mux := http.NewServeMux()
 	account, over, site, vm := accountPages{c}, overviewPages{c}, sitePages{c}, vmPages{c}
 	item, policy, jobs := itemPages{c}, policyPages{c}, jobPages{c}

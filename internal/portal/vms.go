@@ -101,7 +101,7 @@ type vmsBody struct {
 	Query, Site string
 	All         bool
 	Estate      *estate
-	pages
+	Pages       pages
 }
 
 func (p vmPages) list(w http.ResponseWriter, r *request) error {
@@ -128,7 +128,7 @@ func (p vmPages) list(w http.ResponseWriter, r *request) error {
 		}
 	}
 	slices.SortStableFunc(b.Rows, func(x, y vmRow) int { return cmp.Compare(strings.ToLower(x.Name), strings.ToLower(y.Name)) })
-	b.Rows, b.pages = paged(r, b.Rows, pageSize)
+	b.Rows, b.Pages = paged(r, b.Rows, pageSize)
 	return p.render(w, r, "vms", view{Title: "Replicable VMs", Kind: "Discovered on registered hosts", Section: "vms", Icon: "vms", Topics: "site item", Body: b})
 }
 

@@ -43,7 +43,7 @@ func Wrap(op, what string, err error) error {
 		return err
 	}
 	kind, code := classify(err)
-	return dr.New(kind, code, "libvirt."+op, "%s: %w", strings.ReplaceAll(what, "%", "%%"), err)
+	return dr.New(kind, code, "libvirt."+op, "%s: %w", what, err)
 }
 
 func classify(err error) (dr.Kind, dr.Code) {
