@@ -6,12 +6,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"time"
 
 	"holdfast/internal/capture"
-	"holdfast/internal/nbd"
 )
 
 // byNBD makes cuts read the disk from a qemu-nbd, as an agent reads from QEMU,
@@ -38,11 +35,11 @@ func (b *runner) byNBD(ctx context.Context) (*server, func() error, error) {
 // delta measures one cycle after random small writes, the work that a tracker
 // of 64 KiB makes much of.
 func (b *runner) delta(ctx context.Context) error {
-	before := b.src.sinceLast()
-	if err := b.scatter(b.Writes, rand.New(rand.NewPCG(b.Seed, 2))); err != nil {
+	places, err := b.scatter(b.Writes, rand.New(rand.NewPCG(b.Seed, 2)))
+	if err != nil {
 		return err
 	}
-	dirty := b.src.sinceLast() - before
+	dirty := b.src.sinceLast()
 	host, done, err := b.byNBD(ctx)
 	if err != nil {
 		return err
@@ -66,7 +63,7 @@ func (b *runner) delta(ctx context.Context) error {
 	if c.Shipped != shipped || c.Dirty != dirty {
 		return fmt.Errorf("the agent counts %d bytes shipped of %d dirty, the sink %d and the source %d", c.Shipped, c.Dirty, shipped, dirty)
 	}
-	qcow, q, err := b.dirtyClusters(ctx)
+	qcow, q, err := b.dirtyClusters(ctx, places)
 	if err != nil {
 		return err
 	}
@@ -89,25 +86,26 @@ func scaled(g *Goal, writes int) *Goal {
 	return g
 }
 
-// scatter writes n blocks of noise at distinct places.
-func (b *runner) scatter(n int, rng *rand.Rand) error {
+// scatter writes n blocks of noise at distinct places, which it returns.
+func (b *runner) scatter(n int, rng *rand.Rand) (places []int64, err error) {
 	var seed [32]byte
 	binary.LittleEndian.PutUint64(seed[:], rng.Uint64())
 	noise := rand.NewChaCha8(seed)
 	seen := map[int64]bool{}
 	p := make([]byte, unit)
-	for len(seen) < n {
+	for len(places) < n {
 		off := rng.Int64N(b.Size/unit) * unit
 		if seen[off] {
 			continue
 		}
 		seen[off] = true
+		places = append(places, off)
 		noise.Read(p)
 		if err := b.src.write(p, off); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return places, nil
 }
 
 // sinceLast is how much changed since the newest token, bytes.
@@ -129,7 +127,7 @@ func (s *fileSource) sinceLast() int64 {
 
 // dirtyClusters is what a tool with the tracker's granularity has to send for
 // the last cycle, compressed as well as qemu-img does it.
-func (b *runner) dirtyClusters(ctx context.Context) (int64, usage, error) {
+func (b *runner) dirtyClusters(ctx context.Context, places []int64) (int64, usage, error) {
 	sparse, out := filepath.Join(b.Dir, "clusters.raw"), filepath.Join(b.Dir, "clusters.qcow2")
 	defer os.Remove(sparse)
 	defer os.Remove(out)
@@ -142,15 +140,7 @@ func (b *runner) dirtyClusters(ctx context.Context) (int64, usage, error) {
 	}
 	defer f.Close()
 	p := make([]byte, grain)
-	rng := rand.New(rand.NewPCG(b.Seed, 2)) // the places of the delta
-	rng.Uint64()
-	seen := map[int64]bool{}
-	for len(seen) < b.Writes {
-		off := rng.Int64N(b.Size/unit) * unit
-		if seen[off] {
-			continue
-		}
-		seen[off] = true
+	for _, off := range places {
 		off = off / grain * grain
 		n := min(grain, b.Size-off)
 		if _, err := b.src.f.ReadAt(p[:n], off); err != nil {
@@ -210,7 +200,7 @@ func (b *runner) history(ctx context.Context) error {
 // tracking was lost.
 func (b *runner) resync(ctx context.Context) error {
 	n := max(1, b.Writes/4)
-	if err := b.scatter(n, rand.New(rand.NewPCG(b.Seed, 4))); err != nil {
+	if _, err := b.scatter(n, rand.New(rand.NewPCG(b.Seed, 4))); err != nil {
 		return err
 	}
 	b.src.loseTracking()
@@ -239,91 +229,3 @@ func (b *runner) resync(ctx context.Context) error {
 	b.rep.add(Figure{Area: area, Name: "throughput", Value: mbps(b.Size, u.Wall), Unit: "MB/s", Wall: true})
 	return nil
 }
-
-// server is an NBD server in a process of its own.
-type server struct {
-	cmd    *exec.Cmd
-	socket string
-	export string
-	ended  chan error
-	dir    string
-}
-
-func (s *server) pid() int { return s.cmd.Process.Pid }
-
-// uri is the export's address for libnbd's tools.
-func (s *server) uri() string { return "nbd+unix:///" + s.export + "?socket=" + s.socket }
-
-// startServer starts cmd, which serves on socket, and waits for the socket. dir is removed at the end.
-func startServer(cmd *exec.Cmd, dir, socket, export string) (*server, error) {
-	s := &server{cmd: cmd, socket: socket, export: export, dir: dir, ended: make(chan error, 1)}
-	var stderr tail
-	cmd.Stderr = &stderr
-	if err := cmd.Start(); err != nil {
-		os.RemoveAll(dir)
-		return nil, err
-	}
-	go func() { s.ended <- cmd.Wait() }()
-	for start := time.Now(); ; time.Sleep(2 * time.Millisecond) {
-		if _, err := os.Stat(socket); err == nil {
-			return s, nil
-		}
-		select {
-		case err := <-s.ended:
-			os.RemoveAll(dir)
-			return nil, fmt.Errorf("%s ended: %v: %s", filepath.Base(cmd.Path), err, stderr.String())
-		default:
-		}
-		if time.Since(start) > 2*time.Minute {
-			_, err := s.stop()
-			return nil, fmt.Errorf("%s does not serve: %v: %s", filepath.Base(cmd.Path), err, stderr.String())
-		}
-	}
-}
-
-func (b *runner) startQemuNBD(ctx context.Context, path, format string) (*server, error) {
-	dir, err := os.MkdirTemp("/tmp", "hfbench") // a socket's path is short
-	if err != nil {
-		return nil, err
-	}
-	socket := filepath.Join(dir, "s")
-	cmd := exec.CommandContext(ctx, b.tool.qemuNBD, "-r", "-t", "-e", "8", "-f", format, "-k", socket, path)
-	return startServer(cmd, dir, socket, "")
-}
-
-// dial connects; the socket may be there a moment before somebody listens.
-func (s *server) dial(ctx context.Context) (*nbd.Client, error) {
-	for try := 0; ; try++ {
-		c, err := nbd.Dial(ctx, nbd.ClientConfig{Network: "unix", Address: s.socket, Export: s.export})
-		if err == nil || try == 500 {
-			return c, err
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-}
-
-// stop ends the server and returns the CPU time of its whole life.
-func (s *server) stop() (time.Duration, error) {
-	defer os.RemoveAll(s.dir)
-	if err := s.cmd.Process.Signal(os.Interrupt); err != nil {
-		return 0, err
-	}
-	select {
-	case <-s.ended:
-	case <-time.After(30 * time.Second):
-		s.cmd.Process.Kill()
-		<-s.ended
-	}
-	return s.cmd.ProcessState.UserTime() + s.cmd.ProcessState.SystemTime(), nil
-}
-
-// tail keeps the last bytes written to it.
-type tail struct{ b []byte }
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.b = append(t.b, p...)
-	t.b = t.b[max(0, len(t.b)-2000):]
-	return len(p), nil
-}
-
-func (t *tail) String() string { return string(t.b) }

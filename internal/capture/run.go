@@ -114,7 +114,7 @@ type pace struct {
 	failures int
 	blocked  *Assignment // a permanent error under this assignment
 	lastApp  time.Time
-	off      bool   // the VM was found off: a hint that it was started is worth a look
+	off      bool    // the VM was found off: a hint that it was started is worth a look
 	swept    dr.VMID // whose leftovers of an earlier process are removed
 }
 

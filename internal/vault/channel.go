@@ -19,7 +19,7 @@ import (
 
 // Poll gives an agent its work, waiting for some at most as long as it asks
 // for. It is the agent's heartbeat.
-func (v *Vault) Poll(ctx context.Context, agent dr.AgentID, r agentapi.PollRequest) (agentapi.PollResponse, error) {
+func (v channel) Poll(ctx context.Context, agent dr.AgentID, r agentapi.PollRequest) (agentapi.PollResponse, error) {
 	if err := v.st.Touch(ctx, agent, ""); err != nil {
 		return agentapi.PollResponse{}, err
 	}
@@ -66,7 +66,7 @@ func (v *Vault) Poll(ctx context.Context, agent dr.AgentID, r agentapi.PollReque
 
 // pollCommands waits for commands; changed, called after each wake-up of the
 // channel, ends the wait early.
-func (v *Vault) pollCommands(ctx context.Context, agent dr.AgentID, r agentapi.PollRequest, wait time.Duration,
+func (v channel) pollCommands(ctx context.Context, agent dr.AgentID, r agentapi.PollRequest, wait time.Duration,
 	woken <-chan struct{}, changed func() bool) (commands []job.Command, cancels []string, err error) {
 	if wait <= 0 {
 		return v.Engine.PollCommands(ctx, string(agent), r.Have, 0)
@@ -103,7 +103,7 @@ func (v *Vault) pollCommands(ctx context.Context, agent dr.AgentID, r agentapi.P
 // assignments is the complete list of what an agent replicates: the items
 // whose current generation is its own and open. The version is a digest of the
 // list, so every replica of the vault names it alike.
-func (v *Vault) assignments(ctx context.Context, agent dr.AgentID) ([]agentapi.Assignment, string, error) {
+func (v channel) assignments(ctx context.Context, agent dr.AgentID) ([]agentapi.Assignment, string, error) {
 	items, err := vaultdb.ItemsOfSource(ctx, v.st.Q(), agent)
 	if err != nil {
 		return nil, "", state.Outward(err)
@@ -147,7 +147,7 @@ func (v *Vault) assignments(ctx context.Context, agent dr.AgentID) ([]agentapi.A
 
 // Report takes an agent's report on a command. Reports that come twice, late,
 // or for a command that no longer exists are accepted and ignored.
-func (v *Vault) Report(ctx context.Context, agent dr.AgentID, r agentapi.ReportRequest) error {
+func (v channel) Report(ctx context.Context, agent dr.AgentID, r agentapi.ReportRequest) error {
 	rep := job.Report{State: job.ReportState(r.State), Pct: min(max(r.Percent, 0), 100), Note: state.Clip(r.Note), Result: r.Result}
 	switch r.State {
 	case "failed":
@@ -176,13 +176,13 @@ func agentError(e *agentapi.Error) error {
 
 // Status returns what an item's source agent last said, with the time of the
 // newest recovery point.
-func (v *Vault) Status(ctx context.Context, id dr.ItemID) (dr.ReplicationStatus, error) {
+func (v items) Status(ctx context.Context, id dr.ItemID) (dr.ReplicationStatus, error) {
 	return state.Get(vaultdb.Status(ctx, v.st.Q(), id))
 }
 
 // ReportStatus takes the state of an agent's replications. Lines for machines or
 // generations that are not the agent's are ignored: they are late.
-func (v *Vault) ReportStatus(ctx context.Context, agent dr.AgentID, r agentapi.StatusRequest) error {
+func (v channel) ReportStatus(ctx context.Context, agent dr.AgentID, r agentapi.StatusRequest) error {
 	return v.st.Tx(ctx, func(tx *sql.Tx) error {
 		for _, s := range r.Items {
 			it, err := vaultdb.ItemByMachine(ctx, tx, dr.MachineID(s.Machine))
@@ -216,7 +216,7 @@ func (v *Vault) ReportStatus(ctx context.Context, agent dr.AgentID, r agentapi.S
 	})
 }
 
-func (v *Vault) noteResync(ctx context.Context, tx *sql.Tx, it vaultdb.Item, reason string) error {
+func (v channel) noteResync(ctx context.Context, tx *sql.Tx, it vaultdb.Item, reason string) error {
 	if reason == "" {
 		return v.st.Note(ctx, tx, vaultdb.Event{Kind: "resync", Item: it.ID, By: "agent"}, "resynchronization of %s is complete", it.VMName)
 	}

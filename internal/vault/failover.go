@@ -17,33 +17,34 @@ import (
 // functions say what each does and why it may run twice.
 func (v *Vault) scenarios() map[string]work.Scenario {
 	type steps = []work.Step
-	shutdown := work.Step{Name: "ShutdownSource", Title: "Shut the source VM down", Attempts: 2, Run: v.shutdownStep()}
-	drain := work.Step{Name: "SynchronizeLatestChanges", Title: "Send the latest changes", Attempts: 4, Run: v.drainStep()}
-	prepare := work.Step{Name: "PrepareRecoveryPoint", Title: "Prepare the recovery point", Run: v.prepareStep}
-	boot := work.Step{Name: "StartRecoveryVM", Title: "Start the recovery VM", Attempts: 3, Run: v.bootStep()}
-	bootTest := work.Step{Name: "CreateTestVM", Title: "Start the test VM", Attempts: 3, Run: v.bootStep()}
-	verify := work.Step{Name: "VerifyBoot", Title: "Wait for a sign of life", Attempts: 2, Run: v.verifyStep()}
-	remove := work.Step{Name: "RemoveRecoveryVM", Title: "Remove the recovery VM", Run: v.removeStep()}
-	removeTest := work.Step{Name: "RemoveTestVM", Title: "Remove the test VM", Run: v.removeStep()}
-	start := work.Step{Name: "StartSourceVM", Title: "Start the source VM", Attempts: 4, Run: v.startSourceStep()}
-	resume := work.Step{Name: "ResumeReplication", Title: "Resume replication", Run: v.resumeStep}
-	check := work.Step{Name: "PrerequisitesCheck", Title: "Check prerequisites", Attempts: 3, Run: v.failoverCheckStep}
+	p, r := protection{v.core}, recovery{v.core}
+	shutdown := work.Step{Name: "ShutdownSource", Title: "Shut the source VM down", Attempts: 2, Run: r.shutdownStep()}
+	drain := work.Step{Name: "SynchronizeLatestChanges", Title: "Send the latest changes", Attempts: 4, Run: r.drainStep()}
+	prepare := work.Step{Name: "PrepareRecoveryPoint", Title: "Prepare the recovery point", Run: r.prepareStep}
+	boot := work.Step{Name: "StartRecoveryVM", Title: "Start the recovery VM", Attempts: 3, Run: r.bootStep()}
+	bootTest := work.Step{Name: "CreateTestVM", Title: "Start the test VM", Attempts: 3, Run: r.bootStep()}
+	verify := work.Step{Name: "VerifyBoot", Title: "Wait for a sign of life", Attempts: 2, Run: r.verifyStep()}
+	remove := work.Step{Name: "RemoveRecoveryVM", Title: "Remove the recovery VM", Run: r.removeStep()}
+	removeTest := work.Step{Name: "RemoveTestVM", Title: "Remove the test VM", Run: r.removeStep()}
+	start := work.Step{Name: "StartSourceVM", Title: "Start the source VM", Attempts: 4, Run: r.startSourceStep()}
+	resume := work.Step{Name: "ResumeReplication", Title: "Resume replication", Run: r.resumeStep}
+	check := work.Step{Name: "PrerequisitesCheck", Title: "Check prerequisites", Attempts: 3, Run: r.failoverCheckStep}
 	one := func(name, title string, run job.Handler) steps { return steps{{Name: name, Title: title, Run: run}} }
 	undo := steps{remove, start, resume}
 	full := steps{check, shutdown, drain, prepare, boot, verify}
 	all := map[string]work.Scenario{
 		"EnableDr": {Title: "Enable protection", Restartable: true, Steps: steps{
-			{Name: "PrerequisitesCheck", Title: "Check prerequisites", Attempts: 2, Run: v.prerequisitesStep()},
-			{Name: "CreateReplicationRelationship", Title: "Create the replication relationship", Run: v.relationshipStep},
-			{Name: "StartReplication", Title: "Start replication", Attempts: 4, Run: v.startReplicationStep()},
+			{Name: "PrerequisitesCheck", Title: "Check prerequisites", Attempts: 2, Run: p.prerequisitesStep()},
+			{Name: "CreateReplicationRelationship", Title: "Create the replication relationship", Run: p.relationshipStep},
+			{Name: "StartReplication", Title: "Start replication", Attempts: 4, Run: p.startReplicationStep()},
 		}},
 		"IrCompletion": {Title: "Initial replication", Restartable: true, Steps: steps{
-			{Name: "InitialReplication", Title: "Send the disks", Run: v.initialStep()},
-			{Name: "FinalizeProtection", Title: "Finalize protection", Run: v.finalizeStep},
+			{Name: "InitialReplication", Title: "Send the disks", Run: p.initialStep()},
+			{Name: "FinalizeProtection", Title: "Finalize protection", Run: p.finalizeStep},
 		}},
 		"DisableDr": {Title: "Disable protection", Restartable: true, Steps: steps{
-			{Name: "StopReplication", Title: "Stop replication at the source", Run: v.stopStep()},
-			{Name: "RemoveReplicationRelationship", Title: "Remove the replication relationship", Run: v.forgetStep},
+			{Name: "StopReplication", Title: "Stop replication at the source", Run: p.stopStep()},
+			{Name: "RemoveReplicationRelationship", Title: "Remove the replication relationship", Run: p.forgetStep},
 		}},
 		"Resync":              {Title: "Resynchronize"}, // the request is stored with the job
 		"TestFailover":        {Title: "Test failover", Steps: steps{check, prepare, bootTest, verify}, OnFail: steps{removeTest}},
@@ -53,10 +54,10 @@ func (v *Vault) scenarios() map[string]work.Scenario {
 		"CommitFailover":      {Title: "Commit failover"}, // the end of the job changes the item
 		"CancelFailover":      {Title: "Cancel failover", Restartable: true, Steps: undo},
 		"ChangePit":           {Title: "Change recovery point", Steps: steps{prepare, remove, boot, verify}},
-		"MakeLocal":           {Title: "Copy the recovery VM's disks to its host", Steps: one("MakeLocal", "Copy the disks", v.makeLocalStep)},
+		"MakeLocal":           {Title: "Copy the recovery VM's disks to its host", Steps: one("MakeLocal", "Copy the disks", r.makeLocalStep)},
 		"RefreshDra": {Title: "Refresh host", Restartable: true, Steps: steps{
-			{Name: "RefreshInventory", Title: "Ask the host for its VMs", Attempts: 3, Run: v.refreshStep()}}},
-		"CheckConsistency": {Title: "Check consistency of the site", Restartable: true, Steps: one("ReconcileRecoveryPoints", "Compare the catalogue with the store", v.consistencyStep)},
+			{Name: "RefreshInventory", Title: "Ask the host for its VMs", Attempts: 3, Run: p.refreshStep()}}},
+		"CheckConsistency": {Title: "Check consistency of the site", Restartable: true, Steps: one("ReconcileRecoveryPoints", "Compare the catalogue with the store", p.consistencyStep)},
 	}
 	for kind, title := range map[string]string{
 		"CreateSite": "Create site", "DeleteSite": "Remove site", "RegisterDra": "Register host", "DeleteDra": "Remove host",
@@ -70,16 +71,17 @@ func (v *Vault) scenarios() map[string]work.Scenario {
 }
 
 func (v *Vault) finals() map[string]func(context.Context, *sql.Tx, *job.Job) error {
+	p, e := protection{v.core}, endings{v.core}
 	return map[string]func(context.Context, *sql.Tx, *job.Job) error{
-		"EnableDr": v.enableFinal, "DisableDr": v.disableFinal, "Resync": v.plainFinal, "TestFailover": v.testFinal, "TestFailoverCleanup": v.cleanupFinal,
-		"PlannedFailover": v.failoverFinal, "UnplannedFailover": v.failoverFinal, "CommitFailover": v.commitFinal,
-		"CancelFailover": v.cancelFinal, "ChangePit": v.changeFinal,
+		"EnableDr": p.enableFinal, "DisableDr": p.disableFinal, "Resync": e.plainFinal, "TestFailover": e.testFinal, "TestFailoverCleanup": e.cleanupFinal,
+		"PlannedFailover": e.failoverFinal, "UnplannedFailover": e.failoverFinal, "CommitFailover": e.commitFinal,
+		"CancelFailover": e.cancelFinal, "ChangePit": e.changeFinal,
 	}
 }
 
 // StartFailover starts a test, planned or unplanned failover. A planned one
 // always takes the newest point: it is made by the failover itself.
-func (v *Vault) StartFailover(ctx context.Context, r FailoverRequest) (dr.JobID, error) {
+func (v failovers) StartFailover(ctx context.Context, r FailoverRequest) (dr.JobID, error) {
 	in := itemInput{Item: r.Item, Kind: r.Kind, Point: r.Point, Network: r.Network, Offline: r.NoNetwork, Source: r.SourceAction}
 	var op Operation
 	var scenario string
@@ -108,7 +110,7 @@ func (v *Vault) StartFailover(ctx context.Context, r FailoverRequest) (dr.JobID,
 
 // CleanupTest removes the test VM of an item. It also works after a test that
 // failed half-way and when the recovery host has restarted.
-func (v *Vault) CleanupTest(ctx context.Context, id dr.ItemID, comments, by string) (dr.JobID, error) {
+func (v failovers) CleanupTest(ctx context.Context, id dr.ItemID, comments, by string) (dr.JobID, error) {
 	return v.startItem(ctx, id, OpTestFailoverCleanup, "TestFailoverCleanup", by, itemInput{Item: id, Kind: dr.KindTestFailover, Comments: comments},
 		func(ctx context.Context, tx *sql.Tx, it *vaultdb.Item) error {
 			it.Test = dr.TestCleaning
@@ -121,14 +123,14 @@ func (v *Vault) CleanupTest(ctx context.Context, id dr.ItemID, comments, by stri
 
 // Commit makes a pending failover final: the recovery VM is the production VM
 // and replication from the old source has ended.
-func (v *Vault) Commit(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error) {
+func (v failovers) Commit(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error) {
 	return v.startItem(ctx, id, OpCommit, "CommitFailover", by, itemInput{Item: id}, func(context.Context, *sql.Tx, *vaultdb.Item) error { return nil })
 }
 
 // CancelFailover takes a pending failover back: the recovery VM is removed
 // with what was written in it, the source VM is started again if the failover
 // had shut it down, and replication goes on in a new generation from the last good cut.
-func (v *Vault) CancelFailover(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error) {
+func (v failovers) CancelFailover(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error) {
 	return v.startItem(ctx, id, OpCancelFailover, "CancelFailover", by, itemInput{Item: id, Kind: dr.KindUnplannedFailover},
 		func(_ context.Context, _ *sql.Tx, it *vaultdb.Item) error {
 			it.Failover = dr.FailoverCancelling
@@ -138,7 +140,7 @@ func (v *Vault) CancelFailover(ctx context.Context, id dr.ItemID, by string) (dr
 
 // ChangePoint replaces the recovery VM of a pending failover by one from
 // another recovery point.
-func (v *Vault) ChangePoint(ctx context.Context, id dr.ItemID, point, by string) (dr.JobID, error) {
+func (v failovers) ChangePoint(ctx context.Context, id dr.ItemID, point, by string) (dr.JobID, error) {
 	in := itemInput{Item: id, Kind: dr.KindUnplannedFailover, Point: point}
 	return v.startItem(ctx, id, OpChangePit, "ChangePit", by, in, func(ctx context.Context, tx *sql.Tx, it *vaultdb.Item) error {
 		_, err := resolvePoint(ctx, tx, *it, point)
@@ -171,7 +173,7 @@ func decodeInput(j *job.Job, in *itemInput) error {
 	return nil
 }
 
-func (v *Vault) plainFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+func (v endings) plainFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
 	return v.finish(ctx, tx, j, func(*vaultdb.Item) error { return nil })
 }
 
@@ -188,7 +190,7 @@ func servingOf(ctx context.Context, q sqldb.Querier, item dr.ItemID, test bool, 
 
 // testFinal: the test VM waits for its clean-up; after a failure it does so
 // only if there is something to clean up.
-func (v *Vault) testFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+func (v endings) testFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
 	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
 		_, left, err := servingOf(ctx, tx, it.ID, true, "")
 		switch {
@@ -237,7 +239,7 @@ func (r testReport) text() string {
 }
 
 // cleanupFinal: a test counts when both it and its clean-up succeeded.
-func (v *Vault) cleanupFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+func (v endings) cleanupFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
 	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
 		_, left, err := servingOf(ctx, tx, it.ID, true, "")
 		if err != nil {
@@ -257,7 +259,7 @@ func (v *Vault) cleanupFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error 
 }
 
 // failoverFinal: the VM runs at the recovery site, or everything is as before.
-func (v *Vault) failoverFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+func (v endings) failoverFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
 	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
 		s, left, err := servingOf(ctx, tx, it.ID, false, "")
 		if err != nil {
@@ -280,14 +282,14 @@ func (v *Vault) failoverFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error
 
 // startMakeLocal submits the job that frees the recovery VM from the store. It
 // has a lock of its own: it never stands in the way of a commit.
-func (v *Vault) startMakeLocal(ctx context.Context, tx *sql.Tx, it vaultdb.Item, s vaultdb.Serving, j *job.Job) error {
+func (v endings) startMakeLocal(ctx context.Context, tx *sql.Tx, it vaultdb.Item, s vaultdb.Serving, j *job.Job) error {
 	if s.ID == "" || s.Local {
 		return nil
 	}
 	return v.SubmitItem(ctx, tx, j.ID+"-local", "MakeLocal", work.LockMakeLocal(it.ID), it, itemInput{Item: it.ID, Serving: s.ID}, j.By)
 }
 
-func (v *Vault) commitFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+func (v endings) commitFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
 	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
 		if j.State == job.Succeeded {
 			it.Failover = dr.FailoverCommitted
@@ -297,7 +299,7 @@ func (v *Vault) commitFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
 }
 
 // cancelFinal: back at the primary site, unless the recovery VM could not be removed.
-func (v *Vault) cancelFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+func (v endings) cancelFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
 	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
 		_, left, err := servingOf(ctx, tx, it.ID, false, "")
 		switch {
@@ -320,7 +322,7 @@ func (v *Vault) cancelFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
 }
 
 // changeFinal: the failover stays pending, whichever point runs.
-func (v *Vault) changeFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+func (v endings) changeFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
 	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
 		s, left, err := servingOf(ctx, tx, it.ID, false, "")
 		if err != nil {

@@ -28,7 +28,7 @@ const (
 
 // failoverCheckStep chooses the recovery host and refuses what can't work,
 // before anything is changed.
-func (v *Vault) failoverCheckStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+func (v recovery) failoverCheckStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
 	const op = "vault.PrerequisitesCheck"
 	in, it, err := v.load(ctx, s)
 	if err != nil {
@@ -79,7 +79,7 @@ func (v *Vault) failoverCheckStep(ctx context.Context, s *job.StepContext) (job.
 
 // absent makes the error about an agent that is not heard of: final, or, right
 // after a start of the vault, a reason to look again.
-func (v *Vault) absent(e *dr.Error) error {
+func (v recovery) absent(e *dr.Error) error {
 	if v.st.Settling() {
 		return &job.Error{Class: job.Wait, After: 2 * time.Second, Err: e}
 	}
@@ -88,7 +88,7 @@ func (v *Vault) absent(e *dr.Error) error {
 
 // chooseHost picks a connected recovery host: the one that the item had last,
 // else the one that runs the fewest recovery VMs.
-func (v *Vault) chooseHost(ctx context.Context, it vaultdb.Item, site dr.FabricID) (dr.Provider, error) {
+func (v recovery) chooseHost(ctx context.Context, it vaultdb.Item, site dr.FabricID) (dr.Provider, error) {
 	const op = "vault.PrerequisitesCheck"
 	agents, err := vaultdb.Providers(ctx, v.st.Q(), site)
 	if err != nil {
@@ -127,7 +127,7 @@ func (v *Vault) chooseHost(ctx context.Context, it vaultdb.Item, site dr.FabricI
 // dropLeftover deals with what an earlier failover could not remove: while its
 // host is connected that has to be removed first; a host that is lost keeps
 // nobody from failing over to another one, its serving is ended.
-func (v *Vault) dropLeftover(ctx context.Context, s *job.StepContext, in itemInput, it vaultdb.Item) error {
+func (v recovery) dropLeftover(ctx context.Context, s *job.StepContext, in itemInput, it vaultdb.Item) error {
 	old, ok, err := servingOf(ctx, v.st.Q(), it.ID, in.Kind == dr.KindTestFailover, "")
 	if err != nil || !ok {
 		return err
@@ -151,7 +151,7 @@ func (v *Vault) dropLeftover(ctx context.Context, s *job.StepContext, in itemInp
 
 // sourceStep is a step at the source. In an unplanned failover it is best
 // effort: not asked for, not reachable and failed are all reasons to go on.
-func (v *Vault) sourceStep(ask func(ctx context.Context, s *job.StepContext, it vaultdb.Item) (job.Command, error),
+func (v recovery) sourceStep(ask func(ctx context.Context, s *job.StepContext, it vaultdb.Item) (job.Command, error),
 	done func(ctx context.Context, s *job.StepContext, it vaultdb.Item, r job.Reply) (job.Result, error)) job.Handler {
 	return func(ctx context.Context, s *job.StepContext) (job.Result, error) {
 		in, it, err := v.load(ctx, s)
@@ -191,7 +191,7 @@ func (v *Vault) sourceStep(ask func(ctx context.Context, s *job.StepContext, it 
 
 // shutdownStep shuts the source VM down. That it may be down is noted before
 // it is asked for, so that an undo starts it again whatever gets lost.
-func (v *Vault) shutdownStep() job.Handler {
+func (v recovery) shutdownStep() job.Handler {
 	return v.sourceStep(func(ctx context.Context, s *job.StepContext, it vaultdb.Item) (job.Command, error) {
 		err := s.Commit(ctx, func(tx *sql.Tx) error {
 			it, err := vaultdb.LockItem(ctx, tx, it.ID)
@@ -209,7 +209,7 @@ func (v *Vault) shutdownStep() job.Handler {
 }
 
 // drainStep has the source commit everything that is pending as one last cut.
-func (v *Vault) drainStep() job.Handler {
+func (v recovery) drainStep() job.Handler {
 	return v.sourceStep(func(_ context.Context, s *job.StepContext, it vaultdb.Item) (job.Command, error) {
 		timeout := time.Duration(0) // of a planned failover nothing is left behind
 		if s.Job().Kind != "PlannedFailover" {
@@ -237,7 +237,7 @@ func (v *Vault) drainStep() job.Handler {
 
 // prepareStep fixes the recovery point and allots the serving under which the
 // recovery host may read it. A failover first fences the source: see replica.Replicas.OpenGeneration.
-func (v *Vault) prepareStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+func (v recovery) prepareStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
 	const op = "vault.PrepareRecoveryPoint"
 	in, it, err := v.load(ctx, s)
 	if err != nil {
@@ -278,7 +278,7 @@ func (v *Vault) prepareStep(ctx context.Context, s *job.StepContext) (job.Result
 // noteSplitBrain records that the source VM may go on running beside the
 // recovery VM. An unplanned failover is allowed to do that; what the source
 // writes from now on is not replicated.
-func (v *Vault) noteSplitBrain(ctx context.Context, tx *sql.Tx, it vaultdb.Item, j *job.Job) error {
+func (v recovery) noteSplitBrain(ctx context.Context, tx *sql.Tx, it vaultdb.Item, j *job.Job) error {
 	vm, err := vaultdb.VM(ctx, tx, it.Fabric, it.VM)
 	if err != nil && dr.KindOf(err) != dr.KindNotFound {
 		return err
@@ -295,7 +295,7 @@ func (v *Vault) noteSplitBrain(ctx context.Context, tx *sql.Tx, it vaultdb.Item,
 }
 
 // prepared returns the serving that prepareStep of this job allotted.
-func (v *Vault) prepared(ctx context.Context, s *job.StepContext) (vaultdb.Serving, work.StepOut, error) {
+func (v recovery) prepared(ctx context.Context, s *job.StepContext) (vaultdb.Serving, work.StepOut, error) {
 	var out work.StepOut
 	if ok, err := s.Output("PrepareRecoveryPoint", &out); err != nil || !ok {
 		return vaultdb.Serving{}, out, err
@@ -309,7 +309,7 @@ func (v *Vault) prepared(ctx context.Context, s *job.StepContext) (vaultdb.Servi
 
 // bootStep brings the prepared point up. The serving's id makes it
 // repeatable: the same serving is the same VM.
-func (v *Vault) bootStep() job.Handler {
+func (v recovery) bootStep() job.Handler {
 	return v.askAgent(func(ctx context.Context, s *job.StepContext, in itemInput, it vaultdb.Item) (job.Command, string, error) {
 		serving, _, err := v.prepared(ctx, s)
 		if err != nil {
@@ -360,7 +360,7 @@ func testNetwork(in itemInput, it vaultdb.Item) string {
 	return hypervisor.IsolatedNetwork
 }
 
-func (v *Vault) bootPayload(ctx context.Context, in itemInput, it vaultdb.Item, s vaultdb.Serving) (agentapi.BootPayload, error) {
+func (v recovery) bootPayload(ctx context.Context, in itemInput, it vaultdb.Item, s vaultdb.Serving) (agentapi.BootPayload, error) {
 	p := agentapi.BootPayload{Machine: string(s.Machine), Generation: uint32(s.Gen), N: s.N, Serving: s.ID, VMName: it.Settings.RecoveryVMName,
 		CPUs: it.Settings.CPUs, MemoryMB: it.Settings.MemoryMB}
 	if p.VMName == "" {
@@ -393,7 +393,7 @@ func (v *Vault) bootPayload(ctx context.Context, in itemInput, it vaultdb.Item, 
 // realNetwork is the network of a real failover: as asked, as set for the
 // item, or the recovery host's network of the same name as the source VM's first. Without any
 // of these the VM comes up with its links down.
-func (v *Vault) realNetwork(ctx context.Context, in itemInput, it vaultdb.Item, host vaultdb.Provider) (string, error) {
+func (v recovery) realNetwork(ctx context.Context, in itemInput, it vaultdb.Item, host vaultdb.Provider) (string, error) {
 	for _, n := range []string{in.Network, it.Settings.Network} {
 		if n != "" {
 			return n, nil
@@ -433,7 +433,7 @@ func consolePattern(it vaultdb.Item) string {
 // planned failover without it fails. An unplanned failover, or a change of its
 // point, does not: the source may be lost, and a VM that is slow to come up
 // (a file system check) must not be taken away; the job says that it is not proved.
-func (v *Vault) verifyStep() job.Handler {
+func (v recovery) verifyStep() job.Handler {
 	return v.askAgent(func(ctx context.Context, s *job.StepContext, _ itemInput, it vaultdb.Item) (job.Command, string, error) {
 		serving, _, err := v.prepared(ctx, s)
 		payload := agentapi.VerifyPayload{VM: string(serving.VM), ConsolePattern: consolePattern(it), TimeoutSeconds: int(v.cfg.VerifyTimeout / time.Second)}
@@ -490,7 +490,7 @@ func (v *Vault) verifyStep() job.Handler {
 // removeStep removes the item's recovery VM: the test's, or the failover's
 // (in a change of the point the old one only). A host that was removed from the
 // vault is not waited for. A test VM that came up and was not verified stays for a look.
-func (v *Vault) removeStep() job.Handler {
+func (v recovery) removeStep() job.Handler {
 	find := func(ctx context.Context, s *job.StepContext, in itemInput, it vaultdb.Item) (vaultdb.Serving, bool, error) {
 		except := ""
 		if s.Job().Kind == "ChangePit" {
@@ -554,7 +554,7 @@ func (v *Vault) removeStep() job.Handler {
 
 // startSourceStep starts the source VM again if the failover has shut it down,
 // but never beside a recovery VM that could not be removed.
-func (v *Vault) startSourceStep() job.Handler {
+func (v recovery) startSourceStep() job.Handler {
 	return v.askAgent(func(ctx context.Context, s *job.StepContext, _ itemInput, it vaultdb.Item) (job.Command, string, error) {
 		if !it.SourceStopped {
 			return job.Command{}, "it was not shut down", nil
@@ -592,7 +592,7 @@ func (v *Vault) startSourceStep() job.Handler {
 
 // resumeStep hands the replica back to the source in a new generation, if the
 // failover had fenced it.
-func (v *Vault) resumeStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+func (v recovery) resumeStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
 	in, it, err := v.load(ctx, s)
 	if err != nil {
 		return job.Result{}, err
@@ -609,7 +609,7 @@ func (v *Vault) resumeStep(ctx context.Context, s *job.StepContext) (job.Result,
 
 // makeLocalStep frees the recovery VM from the store. It is tried until it is
 // done, or until there is no such VM any more.
-func (v *Vault) makeLocalStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+func (v recovery) makeLocalStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
 	var in itemInput
 	if err := s.Input(&in); err != nil {
 		return job.Result{}, err

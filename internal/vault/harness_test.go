@@ -33,13 +33,17 @@ import (
 	"holdfast/internal/job"
 	"holdfast/internal/objstore/httpstore"
 	"holdfast/internal/objstore/mem"
+	"holdfast/internal/portal"
 	"holdfast/internal/sqldb"
 	"holdfast/internal/sqldb/sqldbtest"
 	"holdfast/internal/vault"
 	"holdfast/internal/vaultdb"
 )
 
-var _ armapi.Service = (*vault.Vault)(nil)
+var (
+	_ armapi.Service = (*vault.Vault)(nil)
+	_ portal.Vault   = (*vault.Vault)(nil)
+)
 
 func TestMain(m *testing.M) { sqldbtest.Main(m) }
 

@@ -32,7 +32,7 @@ type itemInput struct {
 }
 
 // Enable starts the protection of a VM.
-func (v *Vault) Enable(ctx context.Context, r EnableRequest) (dr.JobID, error) {
+func (v items) Enable(ctx context.Context, r EnableRequest) (dr.JobID, error) {
 	const op = "vault.Enable"
 	if err := site.CheckName(op, "protected item", r.Name); err != nil {
 		return "", err
@@ -89,7 +89,7 @@ func (v *Vault) Enable(ctx context.Context, r EnableRequest) (dr.JobID, error) {
 
 // insertOrRetry adds the item, or takes over the one of the same name and VM
 // whose enabling has failed.
-func (v *Vault) insertOrRetry(ctx context.Context, tx *sql.Tx, it *vaultdb.Item) error {
+func (v items) insertOrRetry(ctx context.Context, tx *sql.Tx, it *vaultdb.Item) error {
 	old, err := vaultdb.ItemByName(ctx, tx, it.Fabric, it.Name)
 	if err != nil && dr.KindOf(err) != dr.KindNotFound {
 		return err
@@ -121,19 +121,19 @@ func chooseDisks(vm dr.VM, want []string) ([]string, error) {
 }
 
 // Item finds a protected item of a site by name.
-func (v *Vault) Item(ctx context.Context, f dr.FabricID, name string) (dr.ProtectedItem, error) {
+func (v items) Item(ctx context.Context, f dr.FabricID, name string) (dr.ProtectedItem, error) {
 	it, err := vaultdb.ItemByName(ctx, v.st.Q(), f, name)
 	return it.ProtectedItem, state.Outward(err)
 }
 
 // ItemByID finds a protected item.
-func (v *Vault) ItemByID(ctx context.Context, id dr.ItemID) (dr.ProtectedItem, error) {
+func (v items) ItemByID(ctx context.Context, id dr.ItemID) (dr.ProtectedItem, error) {
 	it, err := vaultdb.ItemByID(ctx, v.st.Q(), id)
 	return it.ProtectedItem, state.Outward(err)
 }
 
 // Items lists the protected items of a site, of all sites for "".
-func (v *Vault) Items(ctx context.Context, f dr.FabricID) ([]dr.ProtectedItem, error) {
+func (v items) Items(ctx context.Context, f dr.FabricID) ([]dr.ProtectedItem, error) {
 	rows, err := vaultdb.Items(ctx, v.st.Q(), f)
 	out := make([]dr.ProtectedItem, len(rows))
 	for i, r := range rows {
@@ -143,7 +143,7 @@ func (v *Vault) Items(ctx context.Context, f dr.FabricID) ([]dr.ProtectedItem, e
 }
 
 // Points lists an item's recovery points, newest first.
-func (v *Vault) Points(ctx context.Context, id dr.ItemID) ([]dr.RecoveryPoint, error) {
+func (v items) Points(ctx context.Context, id dr.ItemID) ([]dr.RecoveryPoint, error) {
 	it, err := vaultdb.ItemByID(ctx, v.st.Q(), id)
 	if err != nil {
 		return nil, state.Outward(err)
@@ -157,7 +157,7 @@ func (v *Vault) Points(ctx context.Context, id dr.ItemID) ([]dr.RecoveryPoint, e
 }
 
 // AllowedOperations lists what can be done with an item now, by ASR's names.
-func (v *Vault) AllowedOperations(ctx context.Context, id dr.ItemID) ([]string, error) {
+func (v items) AllowedOperations(ctx context.Context, id dr.ItemID) ([]string, error) {
 	out := []string{}
 	err := v.st.DB.View(ctx, func(tx *sql.Tx) error {
 		it, err := vaultdb.ItemByID(ctx, tx, id)
@@ -174,7 +174,7 @@ func (v *Vault) AllowedOperations(ctx context.Context, id dr.ItemID) ([]string, 
 }
 
 // Update changes an item's settings; they count from the next failover on.
-func (v *Vault) Update(ctx context.Context, r UpdateRequest) (dr.JobID, error) {
+func (v items) Update(ctx context.Context, r UpdateRequest) (dr.JobID, error) {
 	row, err := vaultdb.ItemByID(ctx, v.st.Q(), r.Item)
 	if err != nil {
 		return "", state.Outward(err)
@@ -190,7 +190,7 @@ func (v *Vault) Update(ctx context.Context, r UpdateRequest) (dr.JobID, error) {
 }
 
 // Pause stops the cycles of an item, or lets them go on. Tracking goes on meanwhile.
-func (v *Vault) Pause(ctx context.Context, id dr.ItemID, paused bool, by string) error {
+func (v items) Pause(ctx context.Context, id dr.ItemID, paused bool, by string) error {
 	return v.st.Tx(ctx, func(tx *sql.Tx) error {
 		it, err := vaultdb.LockItem(ctx, tx, id)
 		if err != nil || it.Paused == paused {
@@ -206,7 +206,7 @@ func (v *Vault) Pause(ctx context.Context, id dr.ItemID, paused bool, by string)
 
 // Resync asks the source agent for a resynchronization. Recovery points stay.
 // The job ends when the request is stored; the item shows how far it is.
-func (v *Vault) Resync(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error) {
+func (v items) Resync(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error) {
 	return v.startItem(ctx, id, OpRepairReplication, "Resync", by, itemInput{Item: id}, func(_ context.Context, _ *sql.Tx, it *vaultdb.Item) error {
 		it.ResyncRequest = state.NewID()
 		return nil
@@ -218,7 +218,7 @@ func (v *Vault) Resync(ctx context.Context, id dr.ItemID, by string) (dr.JobID, 
 // not asked (it cleans up when it sees that the assignment is gone), and a test
 // VM or a pending failover is no obstacle. The replica's objects stay in the
 // store: deleting data is for retention, never for this call.
-func (v *Vault) Disable(ctx context.Context, id dr.ItemID, purge bool, by string) (dr.JobID, error) {
+func (v items) Disable(ctx context.Context, id dr.ItemID, purge bool, by string) (dr.JobID, error) {
 	jobID := state.Ordered()
 	// The initial replication, which has a lock of its own, makes way; so does
 	// copying the recovery VM's disks when nobody wants them any more.
@@ -282,7 +282,7 @@ func (v *Vault) Disable(ctx context.Context, id dr.ItemID, purge bool, by string
 }
 
 // load reads a step's input and its item.
-func (v *Vault) load(ctx context.Context, s *job.StepContext) (in itemInput, it vaultdb.Item, err error) {
+func (v *core) load(ctx context.Context, s *job.StepContext) (in itemInput, it vaultdb.Item, err error) {
 	if err := s.Input(&in); err != nil {
 		return in, it, err
 	}
@@ -295,7 +295,7 @@ func (v *Vault) load(ctx context.Context, s *job.StepContext) (in itemInput, it 
 
 // askAgent is the usual step of one command about an item. ask returns no
 // command to skip the step, saying why; done makes the step's result.
-func (v *Vault) askAgent(ask func(ctx context.Context, s *job.StepContext, in itemInput, it vaultdb.Item) (job.Command, string, error),
+func (v *core) askAgent(ask func(ctx context.Context, s *job.StepContext, in itemInput, it vaultdb.Item) (job.Command, string, error),
 	done func(ctx context.Context, s *job.StepContext, in itemInput, it vaultdb.Item, r job.Reply) (job.Result, error)) job.Handler {
 	return func(ctx context.Context, s *job.StepContext) (job.Result, error) {
 		in, it, err := v.load(ctx, s)
@@ -331,7 +331,7 @@ func machineOf(it vaultdb.Item) agentapi.MachinePayload {
 }
 
 // prerequisitesStep lets the source agent look for what stands in the way.
-func (v *Vault) prerequisitesStep() job.Handler {
+func (v protection) prerequisitesStep() job.Handler {
 	return v.askAgent(func(_ context.Context, _ *job.StepContext, _ itemInput, it vaultdb.Item) (job.Command, string, error) {
 		return command(it.SourceAgent, agentapi.CmdCheckPrerequisites, agentapi.VMPayload{VM: string(it.VM), Disks: it.Disks}, 5*time.Minute), "", nil
 	}, func(_ context.Context, _ *job.StepContext, _ itemInput, it vaultdb.Item, r job.Reply) (job.Result, error) {
@@ -367,7 +367,7 @@ func (v *Vault) prerequisitesStep() job.Handler {
 }
 
 // relationshipStep opens the first generation, which makes the item an assignment of its agent.
-func (v *Vault) relationshipStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+func (v protection) relationshipStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
 	in, it, err := v.load(ctx, s)
 	if err != nil {
 		return job.Result{}, err
@@ -379,14 +379,14 @@ func (v *Vault) relationshipStep(ctx context.Context, s *job.StepContext) (job.R
 	return job.Done(work.StepOut{Gen: g.Gen}, nil), nil
 }
 
-func (v *Vault) startReplicationStep() job.Handler {
+func (v protection) startReplicationStep() job.Handler {
 	return v.askAgent(func(_ context.Context, _ *job.StepContext, _ itemInput, it vaultdb.Item) (job.Command, string, error) {
 		return command(it.SourceAgent, agentapi.CmdStartReplication, machineOf(it), 10*time.Minute), "", nil
 	}, nil)
 }
 
 // enableFinal moves the item on when its EnableDr job has ended.
-func (v *Vault) enableFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+func (v protection) enableFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
 	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
 		if j.State != job.Succeeded {
 			it.Protection = dr.EnableFailed
@@ -406,7 +406,7 @@ func (v *Vault) enableFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
 
 // finish is the end of an item's job: change moves the axes, and the item has
 // no job any more. An item that is gone is no error.
-func (v *Vault) finish(ctx context.Context, tx *sql.Tx, j *job.Job, change func(it *vaultdb.Item) error) error {
+func (v *core) finish(ctx context.Context, tx *sql.Tx, j *job.Job, change func(it *vaultdb.Item) error) error {
 	it, err := vaultdb.LockItem(ctx, tx, dr.ItemID(j.Meta[work.MetaItem]))
 	if dr.KindOf(err) == dr.KindNotFound {
 		return nil
@@ -432,7 +432,7 @@ func (v *Vault) finish(ctx context.Context, tx *sql.Tx, j *job.Job, change func(
 
 // initialStep waits for the first recovery point. The agent's word is not
 // taken for it: the point has to be on the catalogue.
-func (v *Vault) initialStep() job.Handler {
+func (v protection) initialStep() job.Handler {
 	return v.askAgent(func(_ context.Context, _ *job.StepContext, _ itemInput, it vaultdb.Item) (job.Command, string, error) {
 		return command(it.SourceAgent, agentapi.CmdAwaitInitial, machineOf(it), 0), "", nil
 	}, func(ctx context.Context, _ *job.StepContext, _ itemInput, it vaultdb.Item, _ job.Reply) (job.Result, error) {
@@ -450,7 +450,7 @@ func (v *Vault) initialStep() job.Handler {
 	})
 }
 
-func (v *Vault) finalizeStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+func (v protection) finalizeStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
 	in, _, err := v.load(ctx, s)
 	if err != nil {
 		return job.Result{}, err
@@ -467,7 +467,7 @@ func (v *Vault) finalizeStep(ctx context.Context, s *job.StepContext) (job.Resul
 
 // stopStep has the agent remove tracking and spool; best effort where the
 // agent is gone or was not to be asked.
-func (v *Vault) stopStep() job.Handler {
+func (v protection) stopStep() job.Handler {
 	return v.askAgent(func(ctx context.Context, _ *job.StepContext, in itemInput, it vaultdb.Item) (job.Command, string, error) {
 		switch p, err := vaultdb.ProviderByID(ctx, v.st.Q(), it.SourceAgent); {
 		case err != nil && dr.KindOf(err) != dr.KindNotFound:
@@ -481,7 +481,7 @@ func (v *Vault) stopStep() job.Handler {
 	}, nil)
 }
 
-func (v *Vault) forgetStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+func (v protection) forgetStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
 	var in itemInput
 	if err := s.Input(&in); err != nil {
 		return job.Result{}, err
@@ -503,7 +503,7 @@ func (v *Vault) forgetStep(ctx context.Context, s *job.StepContext) (job.Result,
 	}), nil
 }
 
-func (v *Vault) disableFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
+func (v protection) disableFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error {
 	return v.finish(ctx, tx, j, func(it *vaultdb.Item) error {
 		var in itemInput
 		if err := decodeInput(j, &in); err != nil {
@@ -518,14 +518,14 @@ func (v *Vault) disableFinal(ctx context.Context, tx *sql.Tx, j *job.Job) error 
 }
 
 // refreshStep asks a host for its inventory.
-func (v *Vault) refreshStep() job.Handler {
+func (v protection) refreshStep() job.Handler {
 	return job.CommandStep(func(_ context.Context, s *job.StepContext) (job.Command, error) {
 		return command(dr.AgentID(s.Job().Meta[work.MetaTarget]), agentapi.CmdRefreshInventory, struct{}{}, 2*time.Minute), nil
 	}, nil)
 }
 
 // RefreshProvider asks a host for its VMs now.
-func (v *Vault) RefreshProvider(ctx context.Context, f dr.FabricID, id dr.AgentID, by string) (dr.JobID, error) {
+func (v items) RefreshProvider(ctx context.Context, f dr.FabricID, id dr.AgentID, by string) (dr.JobID, error) {
 	p, err := v.Provider(ctx, f, id)
 	if err != nil {
 		return "", err
@@ -534,7 +534,7 @@ func (v *Vault) RefreshProvider(ctx context.Context, f dr.FabricID, id dr.AgentI
 }
 
 // CheckConsistency compares the catalogue of a site's items with the store.
-func (v *Vault) CheckConsistency(ctx context.Context, fabric, by string) (dr.JobID, error) {
+func (v items) CheckConsistency(ctx context.Context, fabric, by string) (dr.JobID, error) {
 	f, err := v.Fabric(ctx, fabric)
 	if err != nil {
 		return "", err
@@ -542,7 +542,7 @@ func (v *Vault) CheckConsistency(ctx context.Context, fabric, by string) (dr.Job
 	return v.Submit(ctx, "CheckConsistency", "Server", f.Name, string(f.ID), by)
 }
 
-func (v *Vault) consistencyStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+func (v protection) consistencyStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
 	items, err := vaultdb.Items(ctx, v.st.Q(), dr.FabricID(s.Job().Meta[work.MetaTarget]))
 	if err != nil {
 		return job.Result{}, err

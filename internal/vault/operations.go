@@ -91,7 +91,7 @@ func check(it vaultdb.Item, f facts, op Operation) error {
 
 // startItem submits the job of an operation: the operation is checked, the
 // item's axes are moved by begin, the event log is written, all in one transaction.
-func (v *Vault) startItem(ctx context.Context, id dr.ItemID, op Operation, kind, by string, input any,
+func (v *core) startItem(ctx context.Context, id dr.ItemID, op Operation, kind, by string, input any,
 	begin func(ctx context.Context, tx *sql.Tx, it *vaultdb.Item) error) (dr.JobID, error) {
 	job := state.Ordered()
 	err := v.st.Tx(ctx, func(tx *sql.Tx) error {
@@ -142,7 +142,7 @@ func factsOf(ctx context.Context, tx *sql.Tx, it vaultdb.Item) (f facts, err err
 }
 
 // RestartJob runs a failed job again; the item must still allow its operation.
-func (v *Vault) RestartJob(ctx context.Context, id dr.JobID, by string) error {
+func (v items) RestartJob(ctx context.Context, id dr.JobID, by string) error {
 	j, err := v.Engine.Get(ctx, string(id))
 	if err != nil {
 		return err

@@ -118,19 +118,38 @@ func (c *Config) defaults() {
 	}
 }
 
-// Vault is the control plane. Make it with New, run it with Start, end it with
-// Close. Its parts each own a noun; what they have in common is in package state.
-type Vault struct {
+// core is what all operations on items work with.
+type core struct {
 	*site.Sites
-	*access.Access
+	*site.Profiles
 	*replica.Replicas
 	*work.Board
 
-	cfg   Config
-	st    *state.State
-	ident *identity.Identity
+	cfg Config
+	st  *state.State
+	ctx context.Context // ends with Close
+}
 
-	ctx    context.Context // ends with Close
+// The vault's operations by noun; each adds methods to core.
+type (
+	items      struct{ *core } // protected items, for the API
+	failovers  struct{ *core } // failovers, for the API
+	channel    struct{ *core } // what agents call
+	protection struct{ *core } // steps and ends of the jobs that protect
+	recovery   struct{ *core } // steps of the jobs that fail over and back
+	endings    struct{ *core } // ends of the jobs that fail over and back
+)
+
+// Vault is the control plane. Make it with New, run it with Start, end it with
+// Close. Its parts each own a noun; what they have in common is in package state.
+type Vault struct {
+	*core
+	*access.Access
+	items
+	failovers
+	channel
+
+	ident  *identity.Identity
 	cancel context.CancelFunc
 	mu     sync.Mutex // orders the begin of goroutines and Close
 	wg     sync.WaitGroup
@@ -143,15 +162,17 @@ func New(cfg Config) (*Vault, error) {
 	}
 	cfg.defaults()
 	st := &state.State{DB: cfg.DB, Clock: cfg.Clock, PollWait: cfg.PollWait, Log: cfg.Log}
-	v := &Vault{cfg: cfg, st: st, Access: access.New(st),
-		Replicas: replica.New(replica.Config{State: st, Bucket: cfg.Bucket, Signer: cfg.Signer, Tickets: cfg.Tickets, StoreURL: cfg.StoreURL, Key: cfg.VaultKey}),
-		ident:    identity.New(st, cfg.VaultKey, cfg.Identity.Name, cfg.PublicURL, cfg.Hosts)}
-	v.ctx, v.cancel = context.WithCancel(context.Background())
+	c := &core{cfg: cfg, st: st,
+		Replicas: replica.New(replica.Config{State: st, Bucket: cfg.Bucket, Signer: cfg.Signer, Tickets: cfg.Tickets, StoreURL: cfg.StoreURL, Key: cfg.VaultKey})}
+	v := &Vault{core: c, items: items{c}, failovers: failovers{c}, channel: channel{c}, Access: access.New(st),
+		ident: identity.New(st, cfg.VaultKey, cfg.Identity.Name, cfg.PublicURL, cfg.Hosts)}
+	c.ctx, v.cancel = context.WithCancel(context.Background())
 	var err error
-	if v.Board, err = work.New(st, cfg.Engine, v.scenarios(), v.finals()); err != nil {
+	if c.Board, err = work.New(st, cfg.Engine, v.scenarios(), v.finals()); err != nil {
 		return nil, err
 	}
-	v.Sites = site.New(st, v.Board, v.ident.Authority, cfg.PublicURL)
+	c.Sites = site.New(st, c.Board, v.ident.Authority, cfg.PublicURL)
+	c.Profiles = site.NewProfiles(c.Sites)
 	return v, nil
 }
 

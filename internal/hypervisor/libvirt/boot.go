@@ -200,7 +200,12 @@ func (m *machines) bring(ctx context.Context, p domxml.Plan, root *domxml.Node, 
 	if err := writeRecord(p.Dir, rec); err != nil {
 		return dr.Errorf(dr.KindUnavailable, "libvirt."+op, "record VM %s: %w", p.Spec.Name, err)
 	}
-	if nv := p.Spec.Config.Native[domxml.NativeNVRAM]; len(nv) > 0 && root.At("os", "loader") != nil {
+	nv := p.Spec.Config.Native[domxml.NativeNVRAM]
+	switch {
+	case len(nv) == 0:
+	case root.At("os", "loader") == nil:
+		m.cfg.Log.Warn("the captured firmware is not on this host; the recovery VM starts with default firmware variables", "vm", p.Spec.Name)
+	default:
 		if err := os.WriteFile(p.NVRAMPath(), nv, 0o600); err != nil {
 			return dr.Errorf(dr.KindUnavailable, "libvirt."+op, "write the firmware variables of VM %s: %w", p.Spec.Name, err)
 		}

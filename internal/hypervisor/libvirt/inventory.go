@@ -108,11 +108,12 @@ func (h *Host) Config(ctx context.Context, id dr.VMID) (hypervisor.VMConfig, err
 	if err != nil {
 		return hypervisor.VMConfig{}, err
 	}
-	cfg := hypervisor.VMConfig{VM: vm, Native: map[string][]byte{domxml.NativeXML: []byte(root.String())}}
 	live, err := h.virt.Tree(ctx, "Config", dom, virt.Live)
 	if err != nil {
 		return hypervisor.VMConfig{}, err
 	}
+	domxml.KeepFirmware(root, live)
+	cfg := hypervisor.VMConfig{VM: vm, Native: map[string][]byte{domxml.NativeXML: []byte(root.String())}}
 	if path := live.At("os", "nvram").Trimmed(); path != "" {
 		b, err := readLimited(path, maxNVRAM)
 		switch {

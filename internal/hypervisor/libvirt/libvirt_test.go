@@ -482,3 +482,48 @@ func TestConfigValidate(t *testing.T) {
 		t.Errorf("open without a daemon: %v", err)
 	}
 }
+
+// TestFirmwareVariables: where libvirt has chosen the firmware itself, the
+// recovery VM gets the same one with the captured variables.
+func TestFirmwareVariables(t *testing.T) {
+	b := newBench(t)
+	dir := filepath.Join(b.inst.Dir, "e")
+	b.must(t, os.Mkdir(dir, 0o755))
+	b.qemuImg(t, "create", "-q", "-f", "qcow2", filepath.Join(dir, "a.qcow2"), "4M")
+	xml := filepath.Join(dir, "e.xml")
+	b.must(t, os.WriteFile(xml, []byte(`<domain type='qemu'><name>e</name><memory unit='MiB'>128</memory><vcpu>1</vcpu><os firmware='efi'><type arch='x86_64' machine='q35'>hvm</type></os>
+<features><acpi/></features><cpu mode='maximum'/><devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='`+dir+`/a.qcow2'/><target dev='vda' bus='virtio'/></disk></devices></domain>`), 0o600))
+	b.virsh(t, "define", xml)
+	b.virsh(t, "start", "e")
+	h := b.open(t, filepath.Join(b.inst.Dir, "hf"), nil)
+	cfg, err := h.Config(t.Context(), dr.VMID(strings.TrimSpace(b.virsh(t, "domuuid", "e"))))
+	b.must(t, err)
+	vars := cfg.Native["nvram"]
+	if cfg.VM.Generation != 2 || len(vars) < 64<<10 {
+		t.Fatalf("generation %d, %d bytes of variables", cfg.VM.Generation, len(vars))
+	}
+	id, err := h.Boot(t.Context(), hypervisor.BootSpec{Name: "r", Owner: "o", Config: cfg, Disks: []hypervisor.BootDisk{{ID: "vda", Size: 4 << 20, Path: filepath.Join(dir, "r.qcow2")}}})
+	b.must(t, err)
+	live := func(name string) string {
+		x := b.virsh(t, "dumpxml", name)
+		i := strings.Index(x, "<loader")
+		if i < 0 {
+			t.Fatalf("%s has no firmware:\n%s", name, x)
+		}
+		return x[i : i+strings.Index(x[i:], "</loader>")]
+	}
+	if live("r") != live("e") {
+		t.Errorf("firmware %s, want %s", live("r"), live("e"))
+	}
+	nv, err := filepath.Glob(filepath.Join(b.inst.Dir, "hf/boot/*/nvram.fd"))
+	if err != nil || len(nv) != 1 {
+		t.Fatalf("%v, %v", nv, err)
+	}
+	if st, err := os.Stat(nv[0]); err != nil || st.Size() != int64(len(vars)) {
+		t.Errorf("the variables' file: %v, %v", st, err)
+	}
+	b.must(t, h.Remove(t.Context(), id, "o"))
+	if _, err := os.Stat(nv[0]); !os.IsNotExist(err) {
+		t.Errorf("the variables are left over: %v", err)
+	}
+}

@@ -12,9 +12,20 @@ import (
 	"holdfast/internal/vaultdb"
 )
 
+// Profiles are replication policies and the container mappings that use them.
+// It is safe for concurrent use.
+type Profiles struct {
+	st    *state.State
+	jobs  *work.Board
+	sites *Sites
+}
+
+// NewProfiles makes Profiles; it does no I/O.
+func NewProfiles(s *Sites) *Profiles { return &Profiles{st: s.st, jobs: s.jobs, sites: s} }
+
 // SavePolicy makes a policy, or changes the settings of one. Agents take the
 // new settings at their next poll.
-func (s *Sites) SavePolicy(ctx context.Context, p dr.Policy, create bool, by string) (dr.JobID, error) {
+func (s *Profiles) SavePolicy(ctx context.Context, p dr.Policy, create bool, by string) (dr.JobID, error) {
 	const op = "vault.SavePolicy"
 	if err := CheckName(op, "policy", p.Name); err != nil {
 		return "", err
@@ -58,7 +69,7 @@ func (s *Sites) SavePolicy(ctx context.Context, p dr.Policy, create bool, by str
 }
 
 // notifyAll lets every waiting agent look at its assignments.
-func (s *Sites) notifyAll(ctx context.Context, tx *sql.Tx) error {
+func (s *Profiles) notifyAll(ctx context.Context, tx *sql.Tx) error {
 	agents, err := vaultdb.Providers(ctx, tx, "")
 	for _, p := range agents {
 		s.st.Assigned(tx, p.ID)
@@ -67,17 +78,17 @@ func (s *Sites) notifyAll(ctx context.Context, tx *sql.Tx) error {
 }
 
 // Policy finds a policy by name.
-func (s *Sites) Policy(ctx context.Context, name string) (dr.Policy, error) {
+func (s *Profiles) Policy(ctx context.Context, name string) (dr.Policy, error) {
 	return state.Get(vaultdb.PolicyByName(ctx, s.st.Q(), name))
 }
 
 // Policies lists all policies.
-func (s *Sites) Policies(ctx context.Context) ([]dr.Policy, error) {
+func (s *Profiles) Policies(ctx context.Context) ([]dr.Policy, error) {
 	return state.Get(vaultdb.Policies(ctx, s.st.Q()))
 }
 
 // RemovePolicy removes a policy that nothing uses.
-func (s *Sites) RemovePolicy(ctx context.Context, name, by string) (dr.JobID, error) {
+func (s *Profiles) RemovePolicy(ctx context.Context, name, by string) (dr.JobID, error) {
 	p, err := s.Policy(ctx, name)
 	if err != nil {
 		return "", err
@@ -91,14 +102,14 @@ var containerForm = regexp.MustCompile(`(?i)/replicationFabrics/([^/]+)/replicat
 // CreateMapping associates a policy and a target with a site's container. A
 // target that is a container of another site names where items recover; any
 // other target is the cloud, see RecoveryFabric.
-func (s *Sites) CreateMapping(ctx context.Context, m dr.ContainerMapping, by string) (dr.JobID, error) {
+func (s *Profiles) CreateMapping(ctx context.Context, m dr.ContainerMapping, by string) (dr.JobID, error) {
 	const op = "vault.CreateMapping"
 	if err := CheckName(op, "mapping", m.Name); err != nil {
 		return "", err
 	}
 	m.Created, m.TargetFabric = s.st.Now(), ""
 	if parts := containerForm.FindStringSubmatch(m.Target); parts != nil {
-		f, err := s.Fabric(ctx, parts[1])
+		f, err := s.sites.Fabric(ctx, parts[1])
 		if err != nil {
 			return "", err
 		}
@@ -122,17 +133,17 @@ func (s *Sites) CreateMapping(ctx context.Context, m dr.ContainerMapping, by str
 }
 
 // Mapping finds a mapping of a site by name.
-func (s *Sites) Mapping(ctx context.Context, f dr.FabricID, name string) (dr.ContainerMapping, error) {
+func (s *Profiles) Mapping(ctx context.Context, f dr.FabricID, name string) (dr.ContainerMapping, error) {
 	return state.Get(vaultdb.Mapping(ctx, s.st.Q(), f, name))
 }
 
 // Mappings lists the mappings of a site, of all sites for "".
-func (s *Sites) Mappings(ctx context.Context, f dr.FabricID) ([]dr.ContainerMapping, error) {
+func (s *Profiles) Mappings(ctx context.Context, f dr.FabricID) ([]dr.ContainerMapping, error) {
 	return state.Get(vaultdb.Mappings(ctx, s.st.Q(), f))
 }
 
 // RemoveMapping removes a mapping whose policy no item of the site uses.
-func (s *Sites) RemoveMapping(ctx context.Context, f dr.FabricID, name, by string) (dr.JobID, error) {
+func (s *Profiles) RemoveMapping(ctx context.Context, f dr.FabricID, name, by string) (dr.JobID, error) {
 	m, err := s.Mapping(ctx, f, name)
 	if err != nil {
 		return "", err

@@ -104,6 +104,9 @@ func (p Plan) Domain() (*Node, error) {
 	p.firmware(root, machines)
 	p.sizing(root)
 	p.processor(root, kvm)
+	if root.At("os", "loader").Get("secure") == "yes" && root.At("features") != nil && root.At("features", "smm") == nil {
+		root.At("features").With(El("smm", "state", "on")) // secure boot needs it
+	}
 	p.devices(root)
 	if err := p.disks(root); err != nil {
 		return nil, err
@@ -206,18 +209,35 @@ func (p Plan) firmware(root *Node, machines map[string]bool) {
 		}
 		return
 	}
-	sameLoader := loader != nil && loader.Trimmed() != "" && p.Exists(loader.Trimmed())
-	if !sameLoader {
-		os.Drop("loader")
-		os.Set("firmware", "efi")
-	}
 	template := os.At("nvram").Get("template")
 	os.Drop("nvram")
 	nv := El("nvram").WithText(p.NVRAMPath())
-	if sameLoader && os.Get("firmware") == "" && template != "" && p.Exists(template) {
-		nv.Set("template", template)
+	if loader.Trimmed() != "" && p.Exists(loader.Trimmed()) {
+		// The very same firmware: its variables fit. libvirt must not choose another one.
+		os.Unset("firmware")
+		os.Drop("firmware")
+		if template != "" && p.Exists(template) {
+			nv.Set("template", template)
+		}
+	} else {
+		os.Drop("loader")
+		os.Set("firmware", "efi")
 	}
 	os.With(nv)
+}
+
+// KeepFirmware adds to a captured definition which firmware libvirt had
+// chosen for the running VM, for the variables of one don't fit another.
+func KeepFirmware(captured, live *Node) {
+	os := captured.At("os")
+	loader := live.At("os", "loader")
+	if os == nil || os.At("loader") != nil || loader == nil {
+		return
+	}
+	os.With(loader)
+	if nv := live.At("os", "nvram"); nv != nil && os.At("nvram") == nil {
+		os.With(nv)
+	}
 }
 
 // canonicalMachine finds the unversioned type of the same family.
@@ -261,12 +281,7 @@ func (p Plan) processor(root *Node, kvm bool) {
 		}
 	}
 	root.Replace("cpu", cpu)
-	root.At("features").Drop("hyperv", "kvm", "pvspinlock", "ioapic", "vmport", "smm", "htm", "nested-hv")
-	if root.At("os").Get("firmware") == "efi" || root.At("os", "loader").Get("secure") == "yes" {
-		if l := root.At("os", "loader"); l.Get("secure") == "yes" && root.At("features") != nil {
-			root.At("features").With(El("smm", "state", "on")) // secure boot needs it
-		}
-	}
+	root.At("features").Drop("hyperv", "kvm", "pvspinlock", "ioapic", "vmport", "htm", "nested-hv")
 	root.At("clock").DropIf(func(n *Node) bool {
 		return n.Name == "timer" && slices.Contains([]string{"hypervclock", "kvmclock", "tsc", "armvtimer"}, n.Get("name"))
 	})

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"holdfast/internal/cut"
+)
+
+// memoryRequest is what a measured agent is told on its standard input.
+type memoryRequest struct {
+	Disk   string `json:"disk"`
+	Dir    string `json:"dir"`
+	Writes int    `json:"writes"`
+	Seed   uint64 `json:"seed"`
+}
+
+// memoryAnswer is what it says when it is done.
+type memoryAnswer struct {
+	Peak int64   `json:"peak"` // bytes resident, mapped files included
+	CPU  float64 `json:"cpu"`  // seconds, of all it did
+}
+
+// child is a process of the benchmark that is measured from outside.
+func child(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
+	if len(args) != 1 {
+		return errors.New("a child is told one thing to do")
+	}
+	dec := json.NewDecoder(in)
+	switch args[0] {
+	case "serve":
+		var q serveRequest
+		if err := dec.Decode(&q); err != nil {
+			return err
+		}
+		return serveChild(ctx, q)
+	case "memory":
+		var q memoryRequest
+		if err := dec.Decode(&q); err != nil {
+			return err
+		}
+		a, err := memoryChild(ctx, q)
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(out).Encode(a)
+	}
+	return fmt.Errorf("a child can't do %q", args[0])
+}
+
+// memoryChild replicates a disk, then one delta cycle of random writes.
+func memoryChild(ctx context.Context, q memoryRequest) (a memoryAnswer, err error) {
+	src, err := newSource(q.Disk)
+	if err != nil {
+		return a, err
+	}
+	defer src.Close()
+	r, err := startReplica(ctx, q.Dir, src)
+	if err != nil {
+		return a, err
+	}
+	defer func() { err = errors.Join(err, r.stop()) }()
+	rng := rand.New(rand.NewPCG(q.Seed, 6))
+	p := make([]byte, unit)
+	for range q.Writes {
+		for i := range p {
+			p[i] = byte(rng.Uint32())
+		}
+		if err := src.write(p, rng.Int64N(src.size/unit)*unit); err != nil {
+			return a, err
+		}
+	}
+	if _, err := r.cycle(ctx); err != nil {
+		return a, err
+	}
+	cpu, err := selfCPU()
+	if err != nil {
+		return a, err
+	}
+	a.CPU = cpu.Seconds()
+	a.Peak, err = peakRSS()
+	return a, err
+}
+
+// memory measures an agent's peak of resident memory on a large and a small disk with the same data.
+func (b *runner) memory(ctx context.Context) error {
+	small := max(b.MemDisk/64, b.MemData)
+	ps, err := b.peakOn(ctx, small)
+	if err != nil {
+		return err
+	}
+	pl, err := b.peakOn(ctx, b.MemDisk)
+	if err != nil {
+		return err
+	}
+	name := "disk of " + size(small)
+	b.rep.add(Figure{Area: "memory", Name: "peak RSS, disk of " + size(b.MemDisk), Value: mib(pl.Peak), Unit: "MiB", Goal: atMost(256), Peers: []Peer{{name, mib(ps.Peak)}}, Note: "initial replication of " + size(b.MemData) + " of data, then a delta cycle; mapped files count"})
+	b.rep.add(Figure{Area: "memory", Name: "CPU of that process", Value: pl.CPU, Unit: "cpu-s", Peers: []Peer{{name, ps.CPU}}})
+	return nil
+}
+
+func (b *runner) peakOn(ctx context.Context, disk int64) (a memoryAnswer, err error) {
+	dir, err := os.MkdirTemp(b.Dir, "memory")
+	if err != nil {
+		return a, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "disk.raw")
+	if err := b.spread(path, disk); err != nil {
+		return a, err
+	}
+	cmd, err := childCommand(ctx, "memory", memoryRequest{Disk: path, Dir: filepath.Join(dir, "replica"), Writes: b.Writes, Seed: b.Seed})
+	if err != nil {
+		return a, err
+	}
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return a, fmt.Errorf("the measured agent failed: %w: %s", err, strings.TrimSpace(stderr.String()))
+	}
+	return a, json.Unmarshal(stdout.Bytes(), &a)
+}
+
+// spread makes a sparse disk with MemData bytes of the real disk, in pieces of 1 MiB at even distances.
+func (b *runner) spread(path string, disk int64) error {
+	if err := createSparse(path, disk); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	const piece = 1 << 20
+	p := make([]byte, piece)
+	n := b.MemData / piece
+	for i := range n {
+		if _, err := b.src.f.ReadAt(p, i*piece%(b.Size-piece+1)&^(cut.Unit-1)); err != nil {
+			return err
+		}
+		if _, err := f.WriteAt(p, i*(disk/n)&^(cut.Unit-1)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
