@@ -48,6 +48,7 @@ func fillTree(dir string, size int64, seed uint64) error {
 		size int64
 	}
 	var all []file
+	var total int64
 	for _, root := range []string{"/usr/lib", "/usr/bin", "/usr/share"} {
 		err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 			if err != nil {
@@ -56,6 +57,9 @@ func fillTree(dir string, size int64, seed uint64) error {
 			if d.Type().IsRegular() {
 				if st, err := d.Info(); err == nil && st.Size() > 0 && st.Size() < size/8 {
 					all = append(all, file{p, st.Size()})
+					if total += st.Size(); total > 8*size {
+						return fs.SkipAll // enough to choose from
+					}
 				}
 			}
 			return nil

@@ -43,7 +43,7 @@ func defaults() config {
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := interruptible()
 	defer stop()
 	if len(os.Args) > 1 && os.Args[1] == childArg {
 		if err := child(ctx, os.Args[2:], os.Stdin, os.Stdout); err != nil {
@@ -62,6 +62,11 @@ func main() {
 	}
 }
 
+// interruptible is the context of the program, or of a child.
+func interruptible() (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+}
+
 // mainErr reports whether every goal that decides was met, or nobody asked.
 func mainErr(ctx context.Context) (bool, error) {
 	cfg := defaults()
@@ -71,7 +76,7 @@ func mainErr(ctx context.Context) (bool, error) {
 	gate := flag.Bool("gate", false, "exit with 2 if a goal that is not wall-clock time is missed")
 	flag.Uint64Var(&cfg.Seed, "seed", cfg.Seed, "of everything random")
 	flag.Parse()
-	cfg.Size = int64(*gib * (1 << 30)) &^ (1<<20 - 1)
+	cfg.Size = int64(*gib*(1<<30)) &^ (1<<20 - 1)
 
 	dir, err := os.MkdirTemp(*base, "holdfast-bench-")
 	if err != nil {

@@ -81,7 +81,9 @@ func sumFile(path string) (sum [32]byte, err error) {
 	return sum, nil
 }
 
-// opening is what it took until a guest could read its first block.
+// opening is what it took until a guest could read its first block. The
+// requests are those that the guest waits for; verification, which goes on
+// beside it, takes its time but is not counted.
 type opening struct {
 	usage
 	gets, lists, bytes int64
@@ -103,6 +105,8 @@ func openAndRead(ctx context.Context, m *vaultSide, b objstore.Reader, n uint64,
 		if err != nil {
 			return err
 		}
+		gets, bytes := v.Reads()
+		o.gets, o.lists, o.bytes = counted.gets.Load()-gets, counted.lists.Load(), counted.bytes.Load()-bytes
 		s := &server{socket: filepath.Join(dir, hydrate.SocketName), export: diskID}
 		go func() {
 			err := hydrate.Serve(sctx, hydrate.ServeConfig{Dir: dir, View: v})
@@ -112,7 +116,8 @@ func openAndRead(ctx context.Context, m *vaultSide, b objstore.Reader, n uint64,
 		if err == nil {
 			err = firstBlock(ctx, c)
 		}
-		o.gets, o.lists, o.bytes = counted.gets.Load(), counted.lists.Load(), counted.bytes.Load()
+		gets, bytes = v.Reads()
+		o.gets, o.bytes = o.gets+gets, o.bytes+bytes
 		if err != nil {
 			stop()
 			err = errors.Join(err, <-served)
@@ -169,12 +174,14 @@ func (b *runner) boot(ctx context.Context) error {
 	peers := func(v func(opening) float64) []Peer {
 		return []Peer{{small, v(got[0])}, {full, v(got[2])}, {us, v(real)}}
 	}
-	gets := func(o opening) float64 { return float64(o.gets) }
+	gets := func(o opening) float64 { return float64(o.gets + o.lists) }
 	kib := func(o opening) float64 { return float64(o.bytes) / 1024 }
 	cpu := func(o opening) float64 { return o.CPU.Seconds() * 1000 }
 	wall := func(o opening) float64 { return o.Wall.Seconds() * 1000 }
-	like := func(v float64, floor float64) *Goal { return &Goal{Limit: max(3*v, floor), From: "three times " + small} }
-	b.rep.add(Figure{Area: area, Name: "GETs, sparse " + big, Value: gets(got[1]), Unit: "requests", Goal: like(gets(got[0]), 1), Peers: peers(gets)})
+	like := func(v float64, floor float64) *Goal {
+		return &Goal{Limit: max(3*v, floor), From: "three times " + small}
+	}
+	b.rep.add(Figure{Area: area, Name: "requests, sparse " + big, Value: gets(got[1]), Unit: "requests", Goal: like(gets(got[0]), 1), Peers: peers(gets)})
 	b.rep.add(Figure{Area: area, Name: "read, sparse " + big, Value: kib(got[1]), Unit: "KiB", Goal: like(kib(got[0]), 64), Peers: peers(kib)})
 	b.rep.add(Figure{Area: area, Name: "CPU, sparse " + big, Value: cpu(got[1]), Unit: "cpu-ms", Peers: peers(cpu)})
 	b.rep.add(Figure{Area: area, Name: "time, sparse " + big, Value: wall(got[1]), Unit: "ms", Goal: like(wall(got[0]), 50), Wall: true, Peers: peers(wall)})

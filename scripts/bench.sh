@@ -4,5 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 mkdir -p bin
-CGO_ENABLED=0 go build -trimpath -o bin/bench ./bench
+export CGO_ENABLED=0
+# With the commit in it, where git can say it.
+go build -trimpath -buildvcs=true -o bin/bench ./bench 2>/dev/null || go build -trimpath -o bin/bench ./bench
 exec bin/bench "$@"

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"holdfast/cmd/holdfast/internal/console"
 	"context"
 	"errors"
 	"log/slog"
@@ -50,15 +51,15 @@ func (a *app) agentRegisterCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(c.Context(), 2*time.Minute)
 			defer cancel()
-			cfg := agent.RegisterConfig{HostName: host, Version: version(), Log: slog.New(slog.DiscardHandler)}
+			cfg := agent.RegisterConfig{HostName: host, Version: console.Version(), Log: slog.New(slog.DiscardHandler)}
 			var err error
 			if cfg.StateDir, err = filepath.Abs(state); err != nil {
-				return usage("--state: %v", err)
+				return console.Usage("--state: %v", err)
 			}
 			if cfg.Roles, err = parseRoles(roles); err != nil {
 				return err
 			}
-			if cfg.Key, err = readRegistrationKey(key, a.now()); err != nil {
+			if cfg.Key, err = readRegistrationKey(key, a.Now()); err != nil {
 				return err
 			}
 			reg, err := agent.Register(ctx, cfg)
@@ -73,10 +74,10 @@ func (a *app) agentRegisterCommand() *cobra.Command {
 				Roles    []dr.AgentRole `json:"roles"`
 				NotAfter time.Time      `json:"certificateExpires"`
 			}{string(reg.AgentID), reg.Host, reg.FabricName, reg.VaultURL, reg.Roles, reg.NotAfter}
-			if err := a.describe(v, field{"agent", v.Agent}, field{"host", v.Host}, field{"site", v.Site}, field{"vault", v.Vault}, field{"roles", strings.Join(roles, ",")}); err != nil {
+			if err := a.Describe(v, console.F("agent", v.Agent), console.F("host", v.Host), console.F("site", v.Site), console.F("vault", v.Vault), console.F("roles", strings.Join(roles, ","))); err != nil {
 				return err
 			}
-			a.say("\nThe host is registered. Next:\n  holdfast agent run --state %s", cfg.StateDir)
+			a.Say("\nThe host is registered. Next:\n  holdfast agent run --state %s", cfg.StateDir)
 			return nil
 		},
 	}
@@ -85,7 +86,7 @@ func (a *app) agentRegisterCommand() *cobra.Command {
 	f.StringVar(&state, "state", defaultState, "state directory of the agent")
 	f.StringSliceVar(&roles, "role", []string{string(dr.RoleSource)}, "what this host is for: source, recovery or source,recovery")
 	f.StringVar(&host, "host-name", "", "name shown in the vault (default: the system's)")
-	required(c, "key", "state")
+	console.Required(c, "key", "state")
 	return c
 }
 
@@ -95,7 +96,7 @@ func parseRoles(words []string) (roles []dr.AgentRole, err error) {
 		case dr.RoleSource, dr.RoleRecovery:
 			roles = append(roles, r)
 		default:
-			return nil, usage("--role %q is neither source nor recovery", w)
+			return nil, console.Usage("--role %q is neither source nor recovery", w)
 		}
 	}
 	return roles, nil
@@ -103,9 +104,9 @@ func parseRoles(words []string) (roles []dr.AgentRole, err error) {
 
 // readRegistrationKey reads a key file. Its secret stays out of every text.
 func readRegistrationKey(path string, now time.Time) (agent.RegistrationKey, error) {
-	raw, err := readSmall(path)
+	raw, err := console.ReadSmall(path)
 	if err != nil {
-		return agent.RegistrationKey{}, classifyAs(err, "read the registration key file")
+		return agent.RegistrationKey{}, console.ClassifyAs(err, "read the registration key file")
 	}
 	f, err := armwire.DecodeKeyFile(raw)
 	if err != nil {
@@ -122,8 +123,8 @@ func readRegistrationKey(path string, now time.Time) (agent.RegistrationKey, err
 type runOptions struct {
 	state, runDir    string
 	host             hostFlags
-	bandwidth, spool sizeFlag
-	logs             logFlags
+	bandwidth, spool console.Size
+	logs             console.LogFlags
 }
 
 func (a *app) agentRunCommand() *cobra.Command {
@@ -140,29 +141,29 @@ func (a *app) agentRunCommand() *cobra.Command {
 	f.StringVar(&o.runDir, "run-dir", "", "directory for the sockets of recovery points (default: as --dir)")
 	f.Var(&o.bandwidth, "bandwidth", "limit of all uploads, bytes a second such as 20M (default: none)")
 	f.Var(&o.spool, "spool-limit", "limit of the spool of each VM, such as 8G (default: 4G)")
-	o.logs.add(c)
+	o.logs.Add(c)
 	return c
 }
 
 func (a *app) agentRun(ctx context.Context, o runOptions) (err error) {
-	log, err := o.logs.open(a.err)
+	log, err := o.logs.Open(a.Err)
 	if err != nil {
 		return err
 	}
 	state, err := filepath.Abs(o.state)
 	if err != nil {
-		return usage("--state: %v", err)
+		return console.Usage("--state: %v", err)
 	}
 	dir := state + ".vms"
 	if o.host.dir != "" {
 		if dir, err = filepath.Abs(o.host.dir); err != nil {
-			return usage("--dir: %v", err)
+			return console.Usage("--dir: %v", err)
 		}
 	}
 	runDir := dir
 	if o.runDir != "" {
 		if runDir, err = filepath.Abs(o.runDir); err != nil {
-			return usage("--run-dir: %v", err)
+			return console.Usage("--run-dir: %v", err)
 		}
 	}
 	root, err := agent.ServingRoot(state, runDir)
@@ -173,14 +174,14 @@ func (a *app) agentRun(ctx context.Context, o runOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	defer closing(&err, host.Close)
+	defer console.Closing(&err, host.Close)
 	self, err := os.Executable()
 	if err != nil {
 		return dr.Errorf(dr.KindInternal, "agent.run", "find this program: %w", err)
 	}
 	launcher := &hydrate.Launcher{Root: root, Argv: []string{self, "agent", "serve-point", "--state", state, "--run-dir", runDir}}
 	site := kvm.New(kvm.Config{Host: host, Servings: launcher, Dir: filepath.Join(dir, "recovery"), Log: log})
-	ag, err := agent.New(agent.Config{StateDir: state, RunDir: runDir, Host: host, Recovery: site, Version: version(),
+	ag, err := agent.New(agent.Config{StateDir: state, RunDir: runDir, Host: host, Recovery: site, Version: console.Version(),
 		Bandwidth: int64(o.bandwidth), SpoolLimit: int64(o.spool), Log: log})
 	if err != nil {
 		return err
@@ -210,7 +211,7 @@ func (a *app) agentServePointCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			root, err := agent.ServingRoot(state, runDir)
 			if err == nil && (args[0] == "" || args[0] != filepath.Base(args[0]) || args[0][0] == '.') {
-				err = usage("%q is not the id of a serving", args[0])
+				err = console.Usage("%q is not the id of a serving", args[0])
 			}
 			if err != nil {
 				return err
@@ -224,6 +225,6 @@ func (a *app) agentServePointCommand() *cobra.Command {
 	}
 	c.Flags().StringVar(&state, "state", "", "state directory of the agent")
 	c.Flags().StringVar(&runDir, "run-dir", "", "directory for sockets")
-	required(c, "state")
+	console.Required(c, "state")
 	return c
 }

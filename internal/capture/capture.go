@@ -158,6 +158,7 @@ type Replicator struct {
 	wanted  bool
 	state   *state // nil until Run has loaded it
 	status  Status
+	trouble trouble         // of shipping; the loop's own is in status
 	sealed  map[uint32]bool // epochs whose sealed key is in the store
 	waiters []chan struct{} // woken at every commit and status change
 }
@@ -222,9 +223,34 @@ func (r *Replicator) Status() Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.status
+	if t := r.trouble; t.err != nil {
+		s.Err, s.Since, s.RetryAt = t.err, t.since, t.retry
+		if t.stop {
+			s.Phase, s.RetryAt = PhaseError, time.Time{}
+		}
+	}
 	s.History = append([]Cycle(nil), s.History...)
 	s.Spooled = r.spool.size()
 	return s
+}
+
+// trouble is what keeps spooled cuts from being committed.
+type trouble struct {
+	err   error
+	since time.Time
+	retry time.Time
+	stop  bool // waits for an operator or another generation
+}
+
+// setTrouble publishes the shipper's trouble; nil clears it.
+func (r *Replicator) setTrouble(err error, retry time.Time, stop bool) {
+	r.set(func(*Status) {
+		since := r.trouble.since
+		if r.trouble.err == nil {
+			since = time.Now()
+		}
+		r.trouble = trouble{err: err, since: since, retry: retry, stop: stop}
+	})
 }
 
 // Changed returns a channel that is closed at the next change of the status.

@@ -302,6 +302,9 @@ func TestCrashAtEveryStep(t *testing.T) {
 	})
 	for i, label := range capture.Steps() {
 		for nth := 1; nth <= 2; nth++ {
+			if nth > 1 && testing.Short() {
+				continue
+			}
 			t.Run(fmt.Sprintf("%s-%d", label, nth), func(t *testing.T) {
 				size := int64(2 << 20)
 				if strings.HasPrefix(label, "initial.tile") {

@@ -51,14 +51,15 @@ func TestIdleCycleIsOneSmallPut(t *testing.T) {
 // 16 MiB of random 4 KiB writes ship no more than 17 MiB, although the tracker is coarse.
 func TestRandomWritesShipWhatChanged(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 2, 512<<20)
+	const size = 96 << 20
+	w := newWorld(t, 2, size)
 	w.open(1, cut.Ref{})
 	r := w.start(w.assignment(), func(c *capture.Config) { c.PartSize = 32 << 20 })
 	w.drain(r)
 	p := make([]byte, 4096)
 	seen := map[int64]bool{}
 	for len(seen) < 4096 {
-		off := w.rng.Int64N(512<<20/4096) * 4096
+		off := w.rng.Int64N(size/4096) * 4096
 		if seen[off] {
 			continue
 		}

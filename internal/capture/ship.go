@@ -62,13 +62,7 @@ func (r *Replicator) shipAll(ctx context.Context, entries []*entry) error {
 		next := retryAt(first, failures, jitter())
 		stop := permanent(err)
 		r.cfg.Log.Warn("a cut can't be committed", "n", e.Ref.N, "err", err, "hint", dr.HintOf(err), "failures", failures)
-		r.set(func(s *Status) {
-			r.setErr(s, err)
-			s.RetryAt = next
-			if stop {
-				s.Phase, s.RetryAt = PhaseError, time.Time{}
-			}
-		})
+		r.setTrouble(err, next, stop)
 		wait := time.Until(next)
 		if stop {
 			wait = time.Hour
@@ -123,6 +117,7 @@ func (r *Replicator) dropSpool(ctx context.Context) error {
 			return err
 		}
 	}
+	r.setTrouble(nil, time.Time{}, false)
 	select {
 	case r.reship <- struct{}{}:
 	default:
@@ -229,11 +224,9 @@ func (r *Replicator) committed(ctx context.Context, e *entry) error {
 	if err := r.spool.remove(e); err != nil {
 		return err
 	}
+	r.setTrouble(nil, time.Time{}, false)
 	r.set(func(s *Status) {
 		s.Committed, s.LastCut = e.Ref, e.Time
-		if s.Err != nil && s.Phase != PhaseError {
-			s.Err = nil
-		}
 		s.History = append(s.History, c)
 		if n := len(s.History); n > 64 {
 			s.History = append([]Cycle(nil), s.History[n-64:]...)

@@ -31,6 +31,8 @@ func (v *Vault) scenarios() map[string]work.Scenario {
 	check := work.Step{Name: "PrerequisitesCheck", Title: "Check prerequisites", Attempts: 3, Run: r.failoverCheckStep}
 	one := func(name, title string, run job.Handler) steps { return steps{{Name: name, Title: title, Run: run}} }
 	undo := steps{remove, start, resume}
+	quick := remove // a host that does not answer must not hold up the rest of the undoing
+	quick.Attempts = 3
 	full := steps{check, shutdown, drain, prepare, boot, verify}
 	all := map[string]work.Scenario{
 		"EnableDr": {Title: "Enable protection", Restartable: true, Steps: steps{
@@ -46,11 +48,11 @@ func (v *Vault) scenarios() map[string]work.Scenario {
 			{Name: "StopReplication", Title: "Stop replication at the source", Run: p.stopStep()},
 			{Name: "RemoveReplicationRelationship", Title: "Remove the replication relationship", Run: p.forgetStep},
 		}},
-		"Resync":              {Title: "Resynchronize"}, // the request is stored with the job
+		"Resync":              {Title: "Resynchronize", Steps: steps{resume}}, // the request is stored with the job
 		"TestFailover":        {Title: "Test failover", Steps: steps{check, prepare, bootTest, verify}, OnFail: steps{removeTest}},
 		"TestFailoverCleanup": {Title: "Clean up test failover", Restartable: true, Steps: steps{removeTest}},
-		"PlannedFailover":     {Title: "Planned failover", Steps: full, OnFail: undo},
-		"UnplannedFailover":   {Title: "Failover", Steps: full, OnFail: undo},
+		"PlannedFailover":     {Title: "Planned failover", Steps: full, OnFail: steps{quick, start, resume}},
+		"UnplannedFailover":   {Title: "Failover", Steps: full, OnFail: steps{quick, start, resume}},
 		"CommitFailover":      {Title: "Commit failover"}, // the end of the job changes the item
 		"CancelFailover":      {Title: "Cancel failover", Restartable: true, Steps: undo},
 		"ChangePit":           {Title: "Change recovery point", Steps: steps{prepare, remove, boot, verify}},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -22,7 +23,7 @@ import (
 
 const (
 	bootTimeout   = 15 * time.Minute
-	removeTimeout = 10 * time.Minute
+	removeTimeout = 2 * time.Minute
 	startTimeout  = 10 * time.Minute
 )
 
@@ -591,7 +592,8 @@ func (v recovery) startSourceStep() job.Handler {
 }
 
 // resumeStep hands the replica back to the source in a new generation, if the
-// failover had fenced it.
+// failover had fenced it. It does not give up while the store can't be asked:
+// nothing else would let replication go on.
 func (v recovery) resumeStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
 	in, it, err := v.load(ctx, s)
 	if err != nil {
@@ -602,6 +604,9 @@ func (v recovery) resumeStep(ctx context.Context, s *job.StepContext) (job.Resul
 	}
 	g, err := v.Replicas.OpenGeneration(ctx, s, in.Item, it.SourceAgent, "resume")
 	if err != nil {
+		if job.ClassOf(err) == job.Transient && !errors.Is(err, sqldb.ErrInfrastructure) {
+			err = &job.Error{Class: job.Wait, Err: err}
+		}
 		return job.Result{}, err
 	}
 	return job.Done(work.StepOut{Gen: g.Gen}, nil), nil

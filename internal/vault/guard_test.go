@@ -516,3 +516,32 @@ func TestPolicyAndSiteRules(t *testing.T) {
 		s.run(v.RemoveFabric(ctx, "Primary", true, "test"))
 	})
 }
+
+// TestStoreDownDuringFailover: nothing is lost while the store does not take
+// the new generation, and everything goes on when it is back.
+func TestStoreDownDuringFailover(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, w *world) {
+		s := scene(t, w)
+		s.protect()
+		w.faults.down.Store(true)
+		id := ok(t, fst(s.failover(dr.KindUnplannedFailover)), nil)
+		s.until("the failover has met the store's fault", func() bool { return w.faults.hits.Load() > 3 })
+		if len(s.dst.running()) != 0 {
+			t.Error("a VM was started before its generation was written")
+		}
+		s.restart()
+		w.faults.down.Store(false)
+		j := s.wait(id)
+		switch j.State {
+		case dr.JobSucceeded: // the store came back within the step's attempts
+			if len(s.dst.running()) != 1 || s.it().Failover != dr.FailoverCommitPending {
+				t.Errorf("running %v, %s", s.dst.running(), s.it().Failover)
+			}
+		case dr.JobFailed: // it did not; the source replicates again
+			s.until("replication resumed", func() bool { return s.points()[0].Gen == s.it().Gen })
+		default:
+			t.Errorf("job %s", j.State)
+		}
+	})
+}

@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +32,7 @@ import (
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
 	"holdfast/internal/job"
+	"holdfast/internal/objstore"
 	"holdfast/internal/objstore/httpstore"
 	"holdfast/internal/objstore/mem"
 	"holdfast/internal/portal"
@@ -55,6 +57,7 @@ type world struct {
 	t      *testing.T
 	dbURL  string
 	bucket *mem.Bucket
+	faults *faulty
 	key    cut.VaultPrivateKey
 	signer *httpstore.Signer
 	srv    *httptest.Server
@@ -66,6 +69,28 @@ type world struct {
 	handler http.Handler
 	boot    vault.Bootstrap
 	log     *slog.Logger
+}
+
+// faulty is a bucket that can be down for the vault.
+type faulty struct {
+	*mem.Bucket
+	down atomic.Bool
+	hits atomic.Int64
+}
+
+func (f *faulty) fail(op, key string) error {
+	if !f.down.Load() {
+		return nil
+	}
+	f.hits.Add(1)
+	return &objstore.Error{Op: op, Key: key, Kind: objstore.ErrUnavailable}
+}
+
+func (f *faulty) PutNew(ctx context.Context, key string, r io.Reader, size int64, sum *[32]byte) error {
+	if err := f.fail("put", key); err != nil {
+		return err
+	}
+	return f.Bucket.PutNew(ctx, key, r, size, sum)
 }
 
 // clock is real time plus an offset that a test moves.
@@ -103,7 +128,8 @@ func newWorld(t *testing.T, dbURL string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, dbURL: dbURL, bucket: mem.New(), key: key, clock: &clock{}, log: slog.New(slog.DiscardHandler)}
+	bucket := mem.New()
+	w := &world{t: t, dbURL: dbURL, bucket: bucket, faults: &faulty{Bucket: bucket}, key: key, clock: &clock{}, log: slog.New(slog.DiscardHandler)}
 	if os.Getenv("HOLDFAST_TEST_LOG") != "" {
 		w.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	}
@@ -152,7 +178,7 @@ func (w *world) start(url string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	v, err := vault.New(vault.Config{DB: db, Bucket: w.bucket, Signer: w.signer, Tickets: w.signer, VaultKey: w.key, PublicURL: url, Clock: w.clock.now,
+	v, err := vault.New(vault.Config{DB: db, Bucket: w.faults, Signer: w.signer, Tickets: w.signer, VaultKey: w.key, PublicURL: url, Clock: w.clock.now,
 		Identity:    vault.Identity{Name: "vault1", SubscriptionID: "5ab7cd1e-0000-4000-8000-000000000001", ResourceGroup: "rg", TenantID: "t", Location: "local"},
 		HealthEvery: 50 * time.Millisecond, ReconcileEvery: 200 * time.Millisecond, VerifyTimeout: 5 * time.Second, ShutdownWait: 5 * time.Second,
 		DrainWait: 3 * time.Second, PollWait: 2 * time.Second, Log: w.log,

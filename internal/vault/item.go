@@ -204,7 +204,8 @@ func (v items) Pause(ctx context.Context, id dr.ItemID, paused bool, by string) 
 	})
 }
 
-// Resync asks the source agent for a resynchronization. Recovery points stay.
+// Resync asks the source agent for a resynchronization, and gives it the
+// replica back if a failover that failed has left it fenced. Recovery points stay.
 // The job ends when the request is stored; the item shows how far it is.
 func (v items) Resync(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error) {
 	return v.startItem(ctx, id, OpRepairReplication, "Resync", by, itemInput{Item: id}, func(_ context.Context, _ *sql.Tx, it *vaultdb.Item) error {
@@ -476,6 +477,8 @@ func (v protection) stopStep() job.Handler {
 			return job.Command{}, "purge: the agent is not asked", nil
 		case err != nil || p.Revoked:
 			return job.Command{}, "the host was removed from the vault", nil
+		case it.Active == dr.AtRecovery && !v.st.Connected(p.Provider):
+			return job.Command{}, "the host is not connected; it cleans up when it sees that it has no assignment", nil
 		}
 		return command(it.SourceAgent, agentapi.CmdStopReplication, machineOf(it), 0), "", nil
 	}, nil)

@@ -81,36 +81,39 @@ func (m *machines) Boot(ctx context.Context, spec hypervisor.BootSpec) (dr.VMID,
 // before it could, or clears the leftovers of a call that died earlier still.
 func (m *machines) bootedBefore(ctx context.Context, spec hypervisor.BootSpec) (dr.VMID, bool, error) {
 	const op = "Boot"
+	rec, recErr := readRecord(m.bootPath(spec.Name))
+	if recErr != nil && !errors.Is(recErr, os.ErrNotExist) {
+		return "", false, dr.Errorf(dr.KindUnavailable, "libvirt."+op, "read the record of recovery VM %s: %w", spec.Name, recErr)
+	}
+	if recErr == nil && (rec.Owner != spec.Owner || rec.Name != spec.Name) {
+		return "", false, dr.New(dr.KindConflict, dr.CodeAlreadyExists, "libvirt."+op, "a recovery VM %s belongs to %s", rec.Name, rec.Owner)
+	}
 	var dom golibvirt.Domain
 	err := m.virt.Call(ctx, op, "look up VM "+spec.Name, func(c *virt.Conn) (err error) {
 		dom, err = c.DomainLookupByName(spec.Name)
 		return err
 	})
 	switch {
-	case err == nil:
-		root, err := m.virt.Tree(ctx, op, dom, virt.Defined)
-		if err != nil {
-			return "", false, err
-		}
-		if domxml.OwnerOf(root) != spec.Owner {
-			return "", false, dr.New(dr.KindConflict, dr.CodeAlreadyExists, "libvirt."+op, "the host has a VM named %s that does not belong to %s", spec.Name, spec.Owner).
-				WithHint("choose another name for the recovery VM, or rename the VM %s on the host", spec.Name)
-		}
-		return virt.ID(dom.UUID), true, start(ctx, m.virt, op, dom)
-	case dr.CodeOf(err) != dr.CodeVMNotFound:
+	case dr.CodeOf(err) == dr.CodeVMNotFound && recErr != nil:
+		return "", false, nil
+	case dr.CodeOf(err) == dr.CodeVMNotFound:
+		return "", false, m.demolish(ctx, rec)
+	case err != nil:
 		return "", false, err
 	}
-	rec, err := readRecord(m.bootPath(spec.Name))
-	if errors.Is(err, os.ErrNotExist) {
-		return "", false, nil
-	}
+	root, err := m.virt.Tree(ctx, op, dom, virt.Defined)
 	if err != nil {
-		return "", false, dr.Errorf(dr.KindUnavailable, "libvirt."+op, "read the record of recovery VM %s: %w", spec.Name, err)
+		return "", false, err
 	}
-	if rec.Owner != spec.Owner || rec.Name != spec.Name {
-		return "", false, dr.New(dr.KindConflict, dr.CodeAlreadyExists, "libvirt."+op, "leftovers of a recovery VM %s belong to %s", rec.Name, rec.Owner)
+	if domxml.OwnerOf(root) != spec.Owner {
+		return "", false, dr.New(dr.KindConflict, dr.CodeAlreadyExists, "libvirt."+op, "the host has a VM named %s that does not belong to %s", spec.Name, spec.Owner).
+			WithHint("choose another name for the recovery VM, or rename the VM %s on the host", spec.Name)
 	}
-	return "", false, m.demolish(ctx, rec)
+	if recErr != nil || rec.UUID != string(virt.ID(dom.UUID)) {
+		// Defined by a call that had been given up and undone before libvirt got to it: it has no disks.
+		return "", false, m.demolish(ctx, bootRecord{Name: spec.Name, Owner: spec.Owner, UUID: string(virt.ID(dom.UUID))})
+	}
+	return virt.ID(dom.UUID), true, start(ctx, m.virt, op, dom)
 }
 
 // plan gathers what the domain's XML depends on.
@@ -241,7 +244,12 @@ func (m *machines) define(ctx context.Context, name string, root *domxml.Node) (
 
 // makeOverlay creates a disk's local image on its recovery point, or an empty one without socket.
 func (m *machines) makeOverlay(ctx context.Context, vm string, d hypervisor.BootDisk) error {
-	if err := os.MkdirAll(filepath.Dir(d.Path), 0o750); err != nil {
+	dir := filepath.Dir(d.Path)
+	err := os.MkdirAll(filepath.Dir(dir), 0o755)
+	if err == nil && !fileExists(dir) {
+		err = m.virt.MakeDir(dir) // QEMU has to get into it
+	}
+	if err != nil {
 		return dr.Errorf(dr.KindUnavailable, "libvirt.Boot", "make the directory of disk %s of VM %s: %w", d.ID, vm, err)
 	}
 	args := []string{"create", "-q", "-f", "qcow2"}
@@ -335,14 +343,21 @@ func (m *machines) Remove(ctx context.Context, id dr.VMID, owner string) error {
 		return err
 	}
 	if !found {
-		_, err := m.virt.Find(ctx, op, id)
-		switch {
-		case dr.CodeOf(err) == dr.CodeVMNotFound:
+		dom, err := m.virt.Find(ctx, op, id)
+		if dr.CodeOf(err) == dr.CodeVMNotFound {
 			return nil
-		case err != nil:
+		}
+		if err != nil {
 			return err
 		}
-		return dr.New(dr.KindPrecondition, dr.CodeOperationNotAllowed, "libvirt."+op, "VM %s was not made by this host's agent and is left alone", id)
+		root, err := m.virt.Tree(ctx, op, dom, virt.Defined)
+		if err != nil {
+			return err
+		}
+		rec = bootRecord{Name: dom.Name, Owner: domxml.OwnerOf(root), UUID: string(id)}
+		if rec.Owner == "" {
+			return dr.New(dr.KindPrecondition, dr.CodeOperationNotAllowed, "libvirt."+op, "VM %s was not made as a recovery VM and is left alone", dom.Name)
+		}
 	}
 	if owner == "" || rec.Owner != owner {
 		return dr.New(dr.KindPrecondition, dr.CodeOperationNotAllowed, "libvirt."+op, "VM %s belongs to %s, not to %s, and is left alone", rec.Name, rec.Owner, owner)

@@ -451,6 +451,22 @@ func TestBootAfterCrash(t *testing.T) {
 	if s, err := h.State(t.Context(), again); err != nil || s != hypervisor.PowerOn {
 		t.Errorf("state %q, %v", s, err)
 	}
+	// As if a definition had come through after its call was given up and undone.
+	late := b.virsh(t, "dumpxml", "--inactive", "replica")
+	b.must(t, h.Remove(t.Context(), again, "o"))
+	file := filepath.Join(d.dir, "late.xml")
+	b.must(t, os.WriteFile(file, []byte(late), 0o600))
+	b.virsh(t, "define", file)
+	fourth, err := h.Boot(t.Context(), spec)
+	b.must(t, err)
+	b.must(t, h.Remove(t.Context(), fourth, "o"))
+	b.virsh(t, "define", file)
+	b.must(t, h.Remove(t.Context(), again, "o"))
+	if out := b.virsh(t, "list", "--all", "--name"); strings.Contains(out, "replica") {
+		t.Errorf("domains are left over: %s", out)
+	}
+	again, err = h.Boot(t.Context(), spec)
+	b.must(t, err)
 	// Undefined behind our back: Remove still finds the files.
 	b.must(t, h.Destroy(t.Context(), again))
 	b.virsh(t, "undefine", "replica")

@@ -13,6 +13,7 @@ import (
 	"database/sql"
 	"encoding/hex"
 	"errors"
+	"math/rand/v2"
 	"strconv"
 	"sync"
 	"time"
@@ -366,6 +367,9 @@ func (r *Replicas) ReconcileAll(ctx context.Context) error {
 	if err != nil {
 		return state.Outward(err)
 	}
+	// In another order each time, so that a round that runs out of time leaves
+	// out other items than the last one did.
+	rand.Shuffle(len(items), func(i, j int) { items[i], items[j] = items[j], items[i] })
 	var errs []error
 	for _, it := range items {
 		if ctx.Err() != nil {

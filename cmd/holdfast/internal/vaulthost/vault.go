@@ -1,6 +1,7 @@
-package main
+package vaulthost
 
 import (
+	"holdfast/cmd/holdfast/internal/console"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -84,7 +85,7 @@ func (a *app) vaultInitCommand() *cobra.Command {
 	f.StringVar(&o.publicURL, "public-url", "", "URL by which hosts and people reach the vault (default: this host's name)")
 	f.StringVar(&o.db, "db", "", "database: an SQLite file or postgres:// URL without password (default: in the data directory)")
 	f.StringVar(&o.key, "key", "", "file with the private key of an earlier vault, instead of a new one")
-	required(c, "data")
+	console.Required(c, "data")
 	return c
 }
 
@@ -104,7 +105,7 @@ type made struct {
 func (a *app) vaultInit(ctx context.Context, o initOptions) error {
 	dir, err := filepath.Abs(o.data)
 	if err != nil {
-		return usage("--data %s: %v", o.data, err)
+		return console.Usage("--data %s: %v", o.data, err)
 	}
 	cfg, err := newVaultConfig(o)
 	if err != nil {
@@ -131,17 +132,17 @@ func (a *app) vaultInit(ctx context.Context, o initOptions) error {
 	}{{endpointName, ep}, {configName, cfg}} { // the configuration last: with it the vault is made
 		raw, err := json.MarshalIndent(f.v, "", "  ")
 		if err == nil {
-			err = replaceFile(filepath.Join(dir, f.name), append(raw, '\n'), 0o600)
+			err = console.ReplaceFile(filepath.Join(dir, f.name), append(raw, '\n'), 0o600)
 		}
 		if err != nil {
 			return dr.Errorf(dr.KindUnavailable, "vault.init", "write %s: %w", f.name, err)
 		}
 	}
 	m.Data, m.Store, m.KeyID = dir, cfg.path(dir, cfg.Store), key.KeyID().String()
-	a.say("The vault is made. The password is shown only now.\n")
-	err = a.describe(m, field{"portal", m.Portal}, field{"user", m.User}, field{"password", m.Password}, field{"endpoint file", m.EndpointFile},
-		field{"private key", m.KeyFile}, field{"key id", m.KeyID}, field{"store", m.Store})
-	a.say("\nKeep a copy of %s away from this machine: without it nobody can read the replicas.\n\nNext:\n  holdfast vault serve --data %s\n  holdfast login --endpoint %s",
+	a.Say("The vault is made. The password is shown only now.\n")
+	err = a.Describe(m, console.F("portal", m.Portal), console.F("user", m.User), console.F("password", m.Password), console.F("endpoint file", m.EndpointFile),
+		console.F("private key", m.KeyFile), console.F("key id", m.KeyID), console.F("store", m.Store))
+	a.Say("\nKeep a copy of %s away from this machine: without it nobody can read the replicas.\n\nNext:\n  holdfast vault serve --data %s\n  holdfast login --endpoint %s",
 		m.KeyFile, dir, m.EndpointFile)
 	return err
 }
@@ -154,12 +155,12 @@ func newVaultConfig(o initOptions) (*vaultConfig, error) {
 	}
 	host, port, err := net.SplitHostPort(o.listen)
 	if err != nil || port == "" || port == "0" && o.publicURL == "" {
-		return nil, usage("--listen %q is not an address such as :8443 or 10.0.0.5:443", o.listen)
+		return nil, console.Usage("--listen %q is not an address such as :8443 or 10.0.0.5:443", o.listen)
 	}
 	if o.publicURL == "" {
 		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 			if host, err = os.Hostname(); err != nil {
-				return nil, usage("this host has no name: %v", err).WithHint("Give --public-url.")
+				return nil, console.Usage("this host has no name: %v", err).WithHint("Give --public-url.")
 			}
 		}
 		o.publicURL = "https://" + net.JoinHostPort(host, port)
@@ -169,7 +170,7 @@ func newVaultConfig(o initOptions) (*vaultConfig, error) {
 	}
 	u, err := url.Parse(o.publicURL)
 	if err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
-		return nil, usage("--public-url %q is not of the form https://name[:port]", o.publicURL)
+		return nil, console.Usage("--public-url %q is not of the form https://name[:port]", o.publicURL)
 	}
 	cfg := &vaultConfig{Version: configVersion, Name: o.name, Listen: o.listen, PublicURL: strings.TrimSuffix(o.publicURL, "/"), Store: storeName, Database: databaseName,
 		SubscriptionID: uuid.NewString(), ResourceGroup: "holdfast", TenantID: uuid.NewString(), Location: "onpremises"}
@@ -180,18 +181,18 @@ func newVaultConfig(o initOptions) (*vaultConfig, error) {
 	cfg.ResourceID = n.Int64()
 	if o.store != "" {
 		if cfg.Store, err = filepath.Abs(o.store); err != nil {
-			return nil, usage("--store %s: %v", o.store, err)
+			return nil, console.Usage("--store %s: %v", o.store, err)
 		}
 	}
 	if o.db != "" {
 		if cfg.Database = o.db; !strings.Contains(o.db, "://") {
 			if cfg.Database, err = filepath.Abs(strings.TrimPrefix(o.db, "sqlite:")); err != nil {
-				return nil, usage("--db %s: %v", o.db, err)
+				return nil, console.Usage("--db %s: %v", o.db, err)
 			}
 		} else if u, err := url.Parse(o.db); err != nil {
-			return nil, usage("--db is not a URL")
+			return nil, console.Usage("--db is not a URL")
 		} else if _, has := u.User.Password(); has || u.Query().Has("password") {
-			return nil, usage("--db must not hold a password, because command lines can be seen by others").
+			return nil, console.Usage("--db must not hold a password, because command lines can be seen by others").
 				WithHint("Put the password into ~/.pgpass or PGPASSWORD, or use a client certificate.")
 		}
 	}
@@ -243,9 +244,9 @@ func initKey(ctx context.Context, dir, storeDir, keyFile string) (key cut.VaultP
 	path := filepath.Join(dir, keyName)
 	bucket, err := file.Open(ctx, file.Config{Dir: storeDir, Create: true})
 	if err != nil {
-		return key, classify(err)
+		return key, console.Classify(err)
 	}
-	defer closing(&err, bucket.Close)
+	defer console.Closing(&err, bucket.Close)
 	owner, err := store.New(store.Config{Bucket: bucket}).VaultInfo(ctx)
 	if err != nil && dr.KindOf(err) != dr.KindNotFound {
 		return key, err
@@ -280,7 +281,7 @@ func initKey(ctx context.Context, dir, storeDir, keyFile string) (key cut.VaultP
 		return key, err
 	}
 	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
-		if err := replaceFile(path, []byte(text), 0o600); err != nil {
+		if err := console.ReplaceFile(path, []byte(text), 0o600); err != nil {
 			return key, dr.Errorf(dr.KindUnavailable, op, "write the private key: %w", err)
 		}
 	}
@@ -289,15 +290,15 @@ func initKey(ctx context.Context, dir, storeDir, keyFile string) (key cut.VaultP
 
 // readKey reads a private key file.
 func readKey(path string) (cut.VaultPrivateKey, error) {
-	raw, err := readSmall(path)
+	raw, err := console.ReadSmall(path)
 	if err != nil {
-		return cut.VaultPrivateKey{}, classifyAs(err, "read the private key")
+		return cut.VaultPrivateKey{}, console.ClassifyAs(err, "read the private key")
 	}
 	return cut.ParseVaultPrivateKey(string(raw))
 }
 
 // classifyAs says what was tried and keeps the cause.
-func classifyAs(err error, what string) error {
+func console.ClassifyAs(err error, what string) error {
 	kind := dr.KindUnavailable
 	if errors.Is(err, os.ErrNotExist) {
 		kind = dr.KindNotFound
@@ -308,7 +309,7 @@ func classifyAs(err error, what string) error {
 }
 
 // readSmall reads a file of at most 1 MiB.
-func readSmall(path string) ([]byte, error) {
+func console.ReadSmall(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -337,7 +338,7 @@ func firstAccess(ctx context.Context, p *vaultParts) (endpoint, made, error) {
 	}
 	pem, _ := p.vault.CA()
 	ca := filepath.Join(p.dir, caName)
-	if err := replaceFile(ca, []byte(pem), 0o644); err != nil {
+	if err := console.ReplaceFile(ca, []byte(pem), 0o644); err != nil {
 		return fail(dr.Errorf(dr.KindUnavailable, "vault.init", "write %s: %w", caName, err))
 	}
 	c := p.cfg
@@ -348,7 +349,7 @@ func firstAccess(ctx context.Context, p *vaultParts) (endpoint, made, error) {
 }
 
 // replaceFile writes a file durably and in one step.
-func replaceFile(path string, raw []byte, mode os.FileMode) error {
+func console.ReplaceFile(path string, raw []byte, mode os.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".new-*") // made with mode 0600
 	if err != nil {
 		return err
@@ -377,17 +378,17 @@ func (a *app) vaultPasswordCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer closing(&err, p.Close)
+			defer console.Closing(&err, p.Close)
 			password, err := p.vault.ResetPassword(ctx, user)
 			if err != nil {
 				return err
 			}
-			return a.describe(map[string]string{"user": user, "password": password}, field{"user", user}, field{"password", password})
+			return a.Describe(map[string]string{"user": user, "password": password}, console.F("user", user), console.F("password", password))
 		},
 	}
 	c.Flags().StringVar(&data, "data", "", "data directory of the vault")
 	c.Flags().StringVar(&user, "user", access.AdminName, "name of the user")
-	required(c, "data")
+	console.Required(c, "data")
 	return c
 }
 
@@ -395,12 +396,12 @@ func (a *app) vaultPasswordCommand() *cobra.Command {
 func loadConfig(dir string) (*vaultConfig, error) {
 	const op = "vault.config"
 	path := filepath.Join(dir, configName)
-	raw, err := readSmall(path)
+	raw, err := console.ReadSmall(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, dr.Errorf(dr.KindNotFound, op, "there is no vault in %s", dir).WithHint("Make one with 'holdfast vault init --data %s'.", dir)
 	}
 	if err != nil {
-		return nil, classifyAs(err, "read the configuration")
+		return nil, console.ClassifyAs(err, "read the configuration")
 	}
 	var cfg vaultConfig
 	if err := json.Unmarshal(raw, &cfg); err != nil {

@@ -1,4 +1,4 @@
-package main
+package console
 
 // syncDir has nothing to do: NTFS journals the entries of directories.
 func syncDir(string) error { return nil }

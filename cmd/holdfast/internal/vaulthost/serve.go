@@ -1,6 +1,7 @@
-package main
+package vaulthost
 
 import (
+	"holdfast/cmd/holdfast/internal/console"
 	"context"
 	"errors"
 	"io"
@@ -56,7 +57,7 @@ type vaultParts struct {
 func loadVault(ctx context.Context, dir string, log *slog.Logger) (*vaultParts, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
-		return nil, usage("--data: %v", err)
+		return nil, console.Usage("--data: %v", err)
 	}
 	cfg, err := loadConfig(dir)
 	if err != nil {
@@ -77,7 +78,7 @@ func openVault(ctx context.Context, dir string, cfg *vaultConfig, key cut.VaultP
 		}
 	}()
 	if p.bucket, err = file.Open(ctx, file.Config{Dir: cfg.path(dir, cfg.Store)}); err != nil {
-		return nil, classify(err)
+		return nil, console.Classify(err)
 	}
 	if p.db, err = sqldb.Open(ctx, sqldb.Config{URL: cfg.path(dir, cfg.Database), Log: log}); err != nil {
 		return nil, dr.Errorf(dr.KindUnavailable, "vault.open", "open the database: %w", err).
@@ -99,7 +100,7 @@ func openVault(ctx context.Context, dir string, cfg *vaultConfig, key cut.VaultP
 		hosts = append(hosts, host)
 	}
 	p.vault, err = vault.New(vault.Config{DB: p.db, Bucket: p.bucket, Signer: p.signer, Tickets: p.signer, VaultKey: key, Identity: cfg.identity(), PublicURL: cfg.PublicURL,
-		Hosts: hosts, Log: log, Version: version()})
+		Hosts: hosts, Log: log, Version: console.Version()})
 	return p, err
 }
 
@@ -124,13 +125,13 @@ func closeIf(open bool, c io.Closer) error {
 
 func (a *app) vaultServeCommand() *cobra.Command {
 	var data string
-	var logs logFlags
+	var logs console.LogFlags
 	c := &cobra.Command{
 		Use: "serve --data DIR", Short: "Run the vault until SIGTERM or Ctrl-C", Args: cobra.NoArgs,
 		Long: "Run the vault: the REST API, the portal, the agents' channel and the store's signed URLs, all on\n" +
 			"one HTTPS address. Also /healthz, and /metrics for Prometheus with a bearer token.",
 		RunE: func(c *cobra.Command, _ []string) error {
-			log, err := logs.open(a.err)
+			log, err := logs.Open(a.Err)
 			if err != nil {
 				return err
 			}
@@ -138,8 +139,8 @@ func (a *app) vaultServeCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&data, "data", "", "data directory of the vault")
-	logs.add(c)
-	required(c, "data")
+	logs.Add(c)
+	console.Required(c, "data")
 	return c
 }
 
@@ -148,7 +149,7 @@ func (a *app) vaultServe(ctx context.Context, data string, log *slog.Logger) (er
 	if err != nil {
 		return err
 	}
-	defer closing(&err, p.Close)
+	defer console.Closing(&err, p.Close)
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "tcp", p.cfg.Listen)
 	if err != nil {
@@ -173,7 +174,7 @@ func (a *app) vaultServe(ctx context.Context, data string, log *slog.Logger) (er
 		ErrorLog: slog.NewLogLogger(log.With("from", "http").Handler(), slog.LevelInfo)}
 	served := make(chan error, 1)
 	go func() { served <- srv.ServeTLS(ln, "", "") }() // ends with Shutdown or Close below
-	log.Info("the vault is serving", "portal", p.cfg.PublicURL+"/portal", "listen", ln.Addr().String(), "version", version())
+	log.Info("the vault is serving", "portal", p.cfg.PublicURL+"/portal", "listen", ln.Addr().String(), "version", console.Version())
 	select {
 	case err := <-served:
 		return dr.Errorf(dr.KindUnavailable, "vault.serve", "serve: %w", err)
@@ -207,7 +208,7 @@ func newFront(p *vaultParts, stop context.Context, log *slog.Logger) (_ *front, 
 	if f.gate, err = agentgate.New(agentgate.Config{Vault: p.vault, Log: log}); err != nil {
 		return nil, err
 	}
-	if f.api, err = armapi.New(armapi.Config{Service: p.vault, PublicURL: p.cfg.PublicURL, Log: log, Version: version()}); err != nil {
+	if f.api, err = armapi.New(armapi.Config{Service: p.vault, PublicURL: p.cfg.PublicURL, Log: log, Version: console.Version()}); err != nil {
 		return nil, err
 	}
 	if f.store, err = httpstore.NewHandler(httpstore.HandlerConfig{Bucket: p.bucket, Signer: p.signer, Log: log}); err != nil {

@@ -1,0 +1,157 @@
+package operate
+
+import (
+	"holdfast/cmd/holdfast/internal/console"
+	"context"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"holdfast/internal/armclient"
+	"holdfast/internal/armwire"
+	"holdfast/internal/dr"
+)
+
+type policyView struct {
+	Name                string `json:"name"`
+	CopyFrequencySecs   int64  `json:"copyFrequencySeconds"`
+	RetentionSeconds    int64  `json:"retentionSeconds"`
+	AppFrequencySeconds int64  `json:"appFrequencySeconds"`
+}
+
+func (a *app) policyCommand() *cobra.Command {
+	c := &cobra.Command{Use: "policy", Short: "Replication policies"}
+	c.AddCommand(&cobra.Command{Use: "list", Short: "List policies", Args: cobra.NoArgs, RunE: a.withClient(func(ctx context.Context, c *armclient.Client, _ []string) error {
+		all, err := c.Policies(ctx)
+		if err != nil {
+			return err
+		}
+		var views []policyView
+		for _, p := range all {
+			d := p.Properties.ProviderSpecificDetails
+			views = append(views, policyView{p.Name, int64(d.ReplicationInterval), d.RetentionSeconds, d.AppFrequencySeconds})
+		}
+		return console.List(a.Console, views, "There are no policies. Create one with 'holdfast policy create NAME'.",
+			console.Wide("POLICY", func(p policyView) string { return p.Name }),
+			console.Col("EVERY", func(p policyView) string { return console.Short(console.Seconds(p.CopyFrequencySecs)) }),
+			console.Col("KEPT FOR", func(p policyView) string { return orNone(p.RetentionSeconds, "latest only") }),
+			console.Col("APP-CONSISTENT EVERY", func(p policyView) string { return orNone(p.AppFrequencySeconds, "never") }))
+	})})
+	var every, keep, app time.Duration
+	var createWait, deleteWait waitFlag
+	create := &cobra.Command{Use: "create NAME", Short: "Create a policy", Args: cobra.ExactArgs(1), RunE: a.withClient(func(ctx context.Context, c *armclient.Client, args []string) error {
+		if err := (dr.Policy{Name: args[0], CopyFrequency: every, Retention: keep, AppFrequency: app}).Validate(); err != nil {
+			return err
+		}
+		all, err := c.Policies(ctx)
+		if err != nil {
+			return err
+		}
+		for _, p := range all { // saving would change it
+			if strings.EqualFold(p.Name, args[0]) {
+				return dr.New(dr.KindConflict, dr.CodeAlreadyExists, "holdfast.policy", "there is a policy %q already", p.Name)
+			}
+		}
+		interval, kept, quiesced := int32(every/time.Second), int64(keep/time.Second), int64(app/time.Second)
+		op, err := c.SavePolicy(ctx, args[0], armwire.PolicySettings{ReplicationInterval: &interval, RetentionSeconds: &kept, AppFrequencySeconds: &quiesced})
+		if err != nil {
+			return err
+		}
+		return a.finish(ctx, c, op, createWait)
+	})}
+	create.Flags().DurationVar(&every, "every", 5*time.Minute, "how often changes are copied, from 5s to 24h")
+	create.Flags().DurationVar(&keep, "keep", 24*time.Hour, "how long recovery points are kept; 0 keeps only the latest")
+	create.Flags().DurationVar(&app, "app-every", 0, "how often a point is application-consistent; 0 is never")
+	remove := &cobra.Command{Use: "delete NAME", Short: "Delete a policy that nothing uses", Args: cobra.ExactArgs(1), RunE: a.withClient(func(ctx context.Context, c *armclient.Client, args []string) error {
+		all, err := c.Policies(ctx)
+		if err != nil {
+			return err
+		}
+		p, err := find(all, "policy", args[0], "holdfast policy list", func(p armclient.Policy) bool { return strings.EqualFold(p.Name, args[0]) })
+		if err != nil {
+			return err
+		}
+		if err := a.Confirm("The policy %s will be deleted.", p.Name); err != nil {
+			return err
+		}
+		op, err := c.RemovePolicy(ctx, p.Name)
+		if err != nil {
+			return err
+		}
+		return a.finish(ctx, c, op, deleteWait)
+	})}
+	c.AddCommand(createWait.add(create), a.ConfirmFlag(deleteWait.add(remove)))
+	return c
+}
+
+func orNone(n int64, none string) string {
+	if n == 0 {
+		return none
+	}
+	return console.Short(console.Seconds(n))
+}
+
+type mappingView struct {
+	Name   string `json:"name"`
+	Site   string `json:"site"`
+	Target string `json:"target"`
+	Policy string `json:"policy"`
+	Health string `json:"health"`
+}
+
+func (a *app) mappingCommand() *cobra.Command {
+	c := &cobra.Command{Use: "mapping", Short: "Which site recovers the VMs of a site, and by which policy"}
+	c.AddCommand(&cobra.Command{Use: "list", Short: "List mappings", Args: cobra.NoArgs, RunE: a.withClient(func(ctx context.Context, c *armclient.Client, _ []string) error {
+		all, err := c.Mappings(ctx)
+		if err != nil {
+			return err
+		}
+		var views []mappingView
+		for _, m := range all {
+			p := m.Properties
+			views = append(views, mappingView{m.Name, p.SourceFabricFriendlyName, p.TargetFabricFriendlyName, p.PolicyFriendlyName, p.Health})
+		}
+		return console.List(a.Console, views, "There are no mappings. Create one with 'holdfast mapping create'.",
+			console.Wide("MAPPING", func(m mappingView) string { return m.Name }), console.Wide("SITE", func(m mappingView) string { return m.Site }),
+			console.Wide("RECOVERED AT", func(m mappingView) string { return m.Target }), console.Wide("POLICY", func(m mappingView) string { return m.Policy }))
+	})})
+	var site, to, policy, name string
+	var wait waitFlag
+	create := &cobra.Command{Use: "create --site SITE --to SITE --policy POLICY", Short: "Let a site's VMs be recovered at another site", Args: cobra.NoArgs,
+		RunE: a.withClient(func(ctx context.Context, c *armclient.Client, _ []string) error {
+			box, err := c.Container(ctx, site)
+			if err != nil {
+				return err
+			}
+			target, err := c.Container(ctx, to)
+			if err != nil {
+				return err
+			}
+			if name == "" {
+				name = strings.ToLower(site + "-to-" + to)
+			}
+			all, err := c.Mappings(ctx)
+			if err != nil {
+				return err
+			}
+			for _, m := range all {
+				if strings.EqualFold(m.Name, name) && strings.EqualFold(m.Properties.SourceFabricFriendlyName, site) {
+					return dr.New(dr.KindConflict, dr.CodeAlreadyExists, "holdfast.mapping", "site %s has a mapping %q already", site, m.Name).WithHint("Give another --name.")
+				}
+			}
+			op, err := c.CreateMapping(ctx, box.ID, name, policy, target.ID)
+			if err != nil {
+				return err
+			}
+			return a.finish(ctx, c, op, wait)
+		})}
+	f := create.Flags()
+	f.StringVar(&site, "site", "", "site whose VMs are protected")
+	f.StringVar(&to, "to", "", "site that recovers them")
+	f.StringVar(&policy, "policy", "", "replication policy")
+	f.StringVar(&name, "name", "", "name of the mapping (default: SITE-to-SITE)")
+	console.Required(create, "site", "to", "policy")
+	c.AddCommand(wait.add(create))
+	return c
+}
