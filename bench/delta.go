@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"holdfast/bench/internal/meter"
+	"holdfast/bench/internal/rawhost"
 	"holdfast/internal/capture"
 )
 
@@ -23,9 +25,9 @@ func (b *runner) byNBD(ctx context.Context) (*server, func() error, error) {
 		s.stop()
 		return nil, nil, err
 	}
-	b.src.readVia(c)
+	b.src.ReadVia(c)
 	return s, func() error {
-		b.src.readVia(nil)
+		b.src.ReadVia(nil)
 		c.Close()
 		_, err := s.stop()
 		return err
@@ -39,23 +41,23 @@ func (b *runner) delta(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	dirty := b.src.sinceLast()
+	dirty := b.src.SinceLast()
 	host, done, err := b.byNBD(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
 	puts, shipped := b.r.sink.puts.Load(), b.r.sink.bytes.Load()
-	hostCPU, err := processCPU(host.pid())
+	hostCPU, err := meter.ProcessCPU(host.pid())
 	if err != nil {
 		return err
 	}
 	var c capture.Cycle
-	u, err := self(func() error { c, err = b.r.cycle(ctx); return err })
+	u, err := meter.Self(func() error { c, err = b.r.cycle(ctx); return err })
 	if err != nil {
 		return err
 	}
-	after, err := processCPU(host.pid())
+	after, err := meter.ProcessCPU(host.pid())
 	if err != nil {
 		return err
 	}
@@ -101,56 +103,39 @@ func (b *runner) scatter(n int, rng *rand.Rand) (places []int64, err error) {
 		seen[off] = true
 		places = append(places, off)
 		noise.Read(p)
-		if err := b.src.write(p, off); err != nil {
+		if err := b.src.Write(p, off); err != nil {
 			return nil, err
 		}
 	}
 	return places, nil
 }
 
-// sinceLast is how much changed since the newest token, bytes.
-func (s *fileSource) sinceLast() int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	least := int64(-1)
-	for _, m := range s.tokens {
-		var n int64
-		for _, x := range m.extents(0, s.size) {
-			n += min(x.End(), s.size) - x.Off
-		}
-		if least < 0 || n < least {
-			least = n
-		}
-	}
-	return max(0, least)
-}
-
 // dirtyClusters is what a tool with the tracker's granularity has to send for
 // the last cycle, compressed as well as qemu-img does it.
-func (b *runner) dirtyClusters(ctx context.Context, places []int64) (int64, usage, error) {
+func (b *runner) dirtyClusters(ctx context.Context, places []int64) (int64, meter.Usage, error) {
 	sparse, out := filepath.Join(b.Dir, "clusters.raw"), filepath.Join(b.Dir, "clusters.qcow2")
 	defer os.Remove(sparse)
 	defer os.Remove(out)
-	if err := createSparse(sparse, b.Size); err != nil {
-		return 0, usage{}, err
+	if err := rawhost.CreateSparse(sparse, b.Size); err != nil {
+		return 0, meter.Usage{}, err
 	}
 	f, err := os.OpenFile(sparse, os.O_WRONLY, 0)
 	if err != nil {
-		return 0, usage{}, err
+		return 0, meter.Usage{}, err
 	}
 	defer f.Close()
-	p := make([]byte, grain)
+	p := make([]byte, rawhost.Grain)
 	for _, off := range places {
-		off = off / grain * grain
-		n := min(grain, b.Size-off)
-		if _, err := b.src.f.ReadAt(p[:n], off); err != nil {
-			return 0, usage{}, err
+		off = off / rawhost.Grain * rawhost.Grain
+		n := min(rawhost.Grain, b.Size-off)
+		if _, err := b.src.File.ReadAt(p[:n], off); err != nil {
+			return 0, meter.Usage{}, err
 		}
 		if _, err := f.WriteAt(p[:n], off); err != nil {
-			return 0, usage{}, err
+			return 0, meter.Usage{}, err
 		}
 	}
-	u, err := command(ctx, b.tool.qemuImg, "convert", "-c", "-m", "16", "-W", "-t", "writeback", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", sparse, out)
+	u, err := meter.Command(ctx, b.tool.qemuImg, "convert", "-c", "-m", "16", "-W", "-t", "writeback", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", sparse, out)
 	if err != nil {
 		return 0, u, err
 	}
@@ -161,7 +146,7 @@ func (b *runner) dirtyClusters(ctx context.Context, places []int64) (int64, usag
 // idle measures a cycle in which nothing changed.
 func (b *runner) idle(ctx context.Context) error {
 	puts, bytes := b.r.sink.puts.Load(), b.r.sink.bytes.Load()
-	u, err := self(func() error { _, err := b.r.cycle(ctx); return err })
+	u, err := meter.Self(func() error { _, err := b.r.cycle(ctx); return err })
 	if err != nil {
 		return err
 	}
@@ -182,10 +167,10 @@ func (b *runner) history(ctx context.Context) error {
 		for range max(1, int(b.Size>>20)/10) {
 			n := (1 + rng.Int64N(16)) * unit
 			from, to := rng.Int64N((b.Size-n)/unit)*unit, rng.Int64N((b.Size-n)/unit)*unit
-			if _, err := b.src.f.ReadAt(p[:n], from); err != nil {
+			if _, err := b.src.File.ReadAt(p[:n], from); err != nil {
 				return err
 			}
-			if err := b.src.write(p[:n], to); err != nil {
+			if err := b.src.Write(p[:n], to); err != nil {
 				return err
 			}
 		}
@@ -203,7 +188,7 @@ func (b *runner) resync(ctx context.Context) error {
 	if _, err := b.scatter(n, rand.New(rand.NewPCG(b.Seed, 4))); err != nil {
 		return err
 	}
-	b.src.loseTracking()
+	b.src.LoseTracking()
 	_, done, err := b.byNBD(ctx)
 	if err != nil {
 		return err
@@ -211,7 +196,7 @@ func (b *runner) resync(ctx context.Context) error {
 	defer done()
 	shipped := b.r.sink.bytes.Load()
 	var c capture.Cycle
-	u, err := self(func() error { c, err = b.r.cycle(ctx); return err })
+	u, err := meter.Self(func() error { c, err = b.r.cycle(ctx); return err })
 	if err != nil {
 		return err
 	}

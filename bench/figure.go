@@ -10,6 +10,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"holdfast/bench/internal/meter"
 )
 
 // Report is bench.json, version 1 of its format.
@@ -79,8 +81,9 @@ func (g Goal) String() string {
 }
 
 func newReport(ctx context.Context, b *runner) *Report {
-	h := hostInfo()
-	h.OS, h.Go, h.Cores, h.LoadBefore = runtime.GOOS+"/"+runtime.GOARCH, runtime.Version(), runtime.NumCPU(), loadAverage()
+	var h Host
+	h.CPU, h.MemoryMiB = meter.Machine()
+	h.OS, h.Go, h.Cores, h.LoadBefore = runtime.GOOS+"/"+runtime.GOARCH, runtime.Version(), runtime.NumCPU(), meter.LoadAverage()
 	h.Tools = map[string]string{}
 	for name, path := range map[string]string{"qemu-img": b.tool.qemuImg, "nbdcopy": b.tool.nbdcopy} {
 		if out, err := exec.CommandContext(ctx, path, "--version").Output(); err == nil {

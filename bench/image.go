@@ -10,6 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"holdfast/bench/internal/meter"
+	"holdfast/bench/internal/rawhost"
 )
 
 // unit is what a guest writes at least.
@@ -24,19 +27,11 @@ func (b *runner) makeDisk(ctx context.Context) error {
 		return err
 	}
 	defer os.RemoveAll(files)
-	if err := createSparse(b.disk, b.Size); err != nil {
+	if err := rawhost.CreateSparse(b.disk, b.Size); err != nil {
 		return err
 	}
-	_, err := command(ctx, b.tool.mkfs, "-q", "-F", "-m", "0", "-J", "size=4", "-i", "8192", "-d", files, b.disk)
+	_, err := meter.Command(ctx, b.tool.mkfs, "-q", "-F", "-m", "0", "-J", "size=4", "-i", "8192", "-d", files, b.disk)
 	return err
-}
-
-func createSparse(path string, size int64) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Truncate(size), f.Close())
 }
 
 // fillTree collects readable files of /usr below dir, in a random order that depends on the seed only, until

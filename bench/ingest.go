@@ -11,6 +11,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"holdfast/bench/internal/meter"
+	"holdfast/bench/internal/rawhost"
 	"holdfast/internal/cut"
 	"holdfast/internal/objstore/file"
 )
@@ -22,10 +24,10 @@ const goalIngest = 5.0
 // the commit: reading, the 4 KiB filter, tile images, spool, bucket.
 func (b *runner) initial(ctx context.Context) error {
 	var err error
-	if b.src, err = newSource(b.disk); err != nil {
+	if b.src, err = rawhost.Open(b.disk); err != nil {
 		return err
 	}
-	u, err := self(func() error {
+	u, err := meter.Self(func() error {
 		b.r, err = startReplica(ctx, filepath.Join(b.Dir, "replica"), b.src)
 		return err
 	})
@@ -51,7 +53,7 @@ func (b *runner) ingest(ctx context.Context) error {
 	}
 	b.zstd, b.qcow = filepath.Join(b.Dir, "zstd.qcow2"), filepath.Join(b.Dir, "plain.qcow2")
 	// -t writeback: the bucket is durable when it says so, so qemu-img has to flush too.
-	z, err := command(ctx, b.tool.qemuImg, "convert", "-c", "-m", "16", "-W", "-t", "writeback", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", b.disk, b.zstd)
+	z, err := meter.Command(ctx, b.tool.qemuImg, "convert", "-c", "-m", "16", "-W", "-t", "writeback", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", b.disk, b.zstd)
 	if err != nil {
 		return err
 	}
@@ -65,7 +67,7 @@ func (b *runner) ingest(ctx context.Context) error {
 	}
 	const area = "ingest"
 	qz, qr, kz := "qemu-img -c zstd", "qemu-img raw→raw", "the zstd encoder alone"
-	gib := func(u usage) float64 { return perGiB(u.CPU, b.Size) }
+	gib := func(u meter.Usage) float64 { return perGiB(u.CPU, b.Size) }
 	b.rep.add(Figure{Area: area, Name: "CPU", Value: gib(ours), Unit: "cpu-s/GiB", Goal: atMost(goalIngest), Peers: []Peer{{kz, gib(alone)}, {qz, gib(z)}, {qr, gib(raw)}}, Note: "cut.Writer tile images (zstd, keyed BLAKE3, AES-256-GCM, SHA-256) into a directory"})
 	b.rep.add(Figure{Area: area, Name: "CPU of qemu-img -c zstd / ours", Value: z.CPU.Seconds() / ours.CPU.Seconds(), Unit: "×", Note: "ours also hashes and encrypts"})
 	b.rep.add(Figure{Area: area, Name: "CPU beyond the zstd encoder alone", Value: gib(ours) - gib(alone), Unit: "cpu-s/GiB", Note: "what is ours: reading, zero test, digests, encryption, object hashes, bucket"})
@@ -73,28 +75,28 @@ func (b *runner) ingest(ctx context.Context) error {
 	b.rep.add(Figure{Area: area, Name: "stored", Value: of(stored), Unit: "of the disk", Peers: []Peer{{kz, of(packed)}, {qz, of(zsize)}}})
 	b.rep.add(Figure{Area: area, Name: "throughput", Value: mbps(b.Size, ours.Wall), Unit: "MB/s", Wall: true, Peers: []Peer{{qz, mbps(b.Size, z.Wall)}, {qr, mbps(b.Size, raw.Wall)}}})
 	b.rep.add(Figure{Area: area, Name: "time of qemu-img -c zstd / ours", Value: z.Wall.Seconds() / ours.Wall.Seconds(), Unit: "×", Goal: atLeast(2), Wall: true})
-	_, err = command(ctx, b.tool.qemuImg, "convert", "-m", "8", "-W", "-f", "raw", "-O", "qcow2", b.disk, b.qcow)
+	_, err = meter.Command(ctx, b.tool.qemuImg, "convert", "-m", "8", "-W", "-f", "raw", "-O", "qcow2", b.disk, b.qcow)
 	return err
 }
 
 // rawToRaw copies the disk as qemu-img does it and leaves nothing behind.
-func (b *runner) rawToRaw(ctx context.Context) (usage, error) {
+func (b *runner) rawToRaw(ctx context.Context) (meter.Usage, error) {
 	out := filepath.Join(b.Dir, "copy.raw")
-	u, err := command(ctx, b.tool.qemuImg, "convert", "-m", "8", "-W", "-t", "writeback", "-f", "raw", "-O", "raw", b.disk, out)
+	u, err := meter.Command(ctx, b.tool.qemuImg, "convert", "-m", "8", "-W", "-t", "writeback", "-f", "raw", "-O", "raw", b.disk, out)
 	return u, errors.Join(err, os.Remove(out))
 }
 
 // codecAlone compresses the disk's blocks with the encoder and the settings
 // that tile images use, two at a time, and does nothing else with them.
-func (b *runner) codecAlone(ctx context.Context) (usage, int64, error) {
+func (b *runner) codecAlone(ctx context.Context) (meter.Usage, int64, error) {
 	f, err := os.Open(b.disk)
 	if err != nil {
-		return usage{}, 0, err
+		return meter.Usage{}, 0, err
 	}
 	defer f.Close()
 	var packed [2]int64
 	var errs [2]error
-	u, err := self(func() error {
+	u, err := meter.Self(func() error {
 		var wg sync.WaitGroup
 		for i := range packed {
 			wg.Go(func() { packed[i], errs[i] = b.compress(ctx, f, int64(i), int64(len(packed))) })
@@ -135,7 +137,7 @@ func (b *runner) compress(ctx context.Context, f *os.File, worker, n int64) (int
 }
 
 // ingestTiles stores the disk as tile images in a bucket of its own.
-func (b *runner) ingestTiles(ctx context.Context) (u usage, stored int64, err error) {
+func (b *runner) ingestTiles(ctx context.Context) (u meter.Usage, stored int64, err error) {
 	dir := filepath.Join(b.Dir, "ingest")
 	defer os.RemoveAll(dir)
 	bucket, err := file.Open(ctx, file.Config{Dir: dir, Create: true})
@@ -152,7 +154,7 @@ func (b *runner) ingestTiles(ctx context.Context) (u usage, stored int64, err er
 		return u, 0, err
 	}
 	defer f.Close()
-	u, err = self(func() error {
+	u, err = meter.Self(func() error {
 		var object bytes.Buffer
 		piece := make([]byte, 1<<20)
 		for off := int64(0); off < b.Size; off += cut.TileSize {

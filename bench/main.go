@@ -17,6 +17,9 @@ import (
 	"runtime/debug"
 	"syscall"
 	"time"
+
+	"holdfast/bench/internal/meter"
+	"holdfast/bench/internal/rawhost"
 )
 
 // config of one run; the sizes in bytes.
@@ -109,7 +112,7 @@ type runner struct {
 	tool tools
 	disk string // the guest's disk, a raw file
 	r    *replica
-	src  *fileSource
+	src  *rawhost.Source
 	zstd string // qcow2 files with the disk's content
 	qcow string
 }
@@ -121,7 +124,7 @@ func run(ctx context.Context, cfg config) (*Report, error) {
 	if b.tool, err = findTools(); err != nil {
 		return nil, err
 	}
-	if err := enoughSpace(cfg.Dir, 6*cfg.Size+cfg.MemData*2); err != nil {
+	if err := meter.EnoughSpace(cfg.Dir, 6*cfg.Size+cfg.MemData*2); err != nil {
 		return nil, err
 	}
 	start := time.Now()
@@ -153,7 +156,7 @@ func run(ctx context.Context, cfg config) (*Report, error) {
 		return nil, err
 	}
 	b.rep.Took = time.Since(start).Seconds()
-	b.rep.Host.LoadAfter = loadAverage()
+	b.rep.Host.LoadAfter = meter.LoadAverage()
 	return b.rep, nil
 }
 

@@ -13,6 +13,8 @@ import (
 	"runtime"
 	"strings"
 
+	"holdfast/bench/internal/meter"
+	"holdfast/bench/internal/rawhost"
 	"holdfast/internal/cut"
 )
 
@@ -60,7 +62,7 @@ func child(ctx context.Context, args []string, in io.Reader, out io.Writer) erro
 
 // memoryChild replicates a disk, then one delta cycle of random writes.
 func memoryChild(ctx context.Context, q memoryRequest) (a memoryAnswer, err error) {
-	src, err := newSource(q.Disk)
+	src, err := rawhost.Open(q.Disk)
 	if err != nil {
 		return a, err
 	}
@@ -76,21 +78,21 @@ func memoryChild(ctx context.Context, q memoryRequest) (a memoryAnswer, err erro
 		for i := range p {
 			p[i] = byte(rng.Uint32())
 		}
-		if err := src.write(p, rng.Int64N(src.size/unit)*unit); err != nil {
+		if err := src.Write(p, rng.Int64N(src.Size()/unit)*unit); err != nil {
 			return a, err
 		}
 	}
 	if _, err := r.cycle(ctx); err != nil {
 		return a, err
 	}
-	cpu, err := selfCPU()
+	cpu, err := meter.SelfCPU()
 	if err != nil {
 		return a, err
 	}
 	var ms runtime.MemStats
 	runtime.ReadMemStats(&ms)
 	a.CPU, a.Go = cpu.Seconds(), int64(ms.Sys)
-	a.Peak, err = peakRSS()
+	a.Peak, err = meter.PeakRSS()
 	return a, err
 }
 
@@ -135,7 +137,7 @@ func (b *runner) peakOn(ctx context.Context, disk int64) (a memoryAnswer, err er
 
 // spread makes a sparse disk with MemData bytes of the real disk, in pieces of 1 MiB at even distances.
 func (b *runner) spread(path string, disk int64) error {
-	if err := createSparse(path, disk); err != nil {
+	if err := rawhost.CreateSparse(path, disk); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
@@ -147,7 +149,7 @@ func (b *runner) spread(path string, disk int64) error {
 	p := make([]byte, piece)
 	n := b.MemData / piece
 	for i := range n {
-		if _, err := b.src.f.ReadAt(p, i*piece%(b.Size-piece+1)&^(cut.Unit-1)); err != nil {
+		if _, err := b.src.File.ReadAt(p, i*piece%(b.Size-piece+1)&^(cut.Unit-1)); err != nil {
 			return err
 		}
 		if _, err := f.WriteAt(p, i*(disk/n)&^(cut.Unit-1)); err != nil {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/zeebo/blake3"
 
+	"holdfast/bench/internal/meter"
+	"holdfast/bench/internal/rawhost"
 	"holdfast/internal/cut"
 	"holdfast/internal/hydrate"
 	"holdfast/internal/nbd"
@@ -22,13 +24,13 @@ import (
 // hydrate measures the restore of the newest point to a raw file, and proves that it is the disk.
 func (b *runner) hydrate(ctx context.Context) error {
 	out := filepath.Join(b.Dir, "restored.raw")
-	u, err := self(func() error {
+	u, err := meter.Self(func() error {
 		v, err := b.r.open(ctx, b.r.bucket, b.r.tip())
 		if err != nil {
 			return err
 		}
 		defer v.Close()
-		return hydrate.Restore(ctx, v, diskID, out, hydrate.RestoreOptions{})
+		return hydrate.Restore(ctx, v, rawhost.DiskID, out, hydrate.RestoreOptions{})
 	})
 	if err != nil {
 		return err
@@ -51,16 +53,16 @@ func (b *runner) hydrate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	z, err := command(ctx, b.tool.qemuImg, "convert", "-m", "8", "-W", "-t", "writeback", "-f", "qcow2", "-O", "raw", b.zstd, out)
+	z, err := meter.Command(ctx, b.tool.qemuImg, "convert", "-m", "8", "-W", "-t", "writeback", "-f", "qcow2", "-O", "raw", b.zstd, out)
 	if err := errors.Join(err, os.Remove(out)); err != nil {
 		return err
 	}
 	const area = "hydrate"
-	peers := func(v func(usage) float64) []Peer {
+	peers := func(v func(meter.Usage) float64) []Peer {
 		return []Peer{{"qemu-img raw→raw", v(raw)}, {"qemu-img qcow2 zstd→raw", v(z)}}
 	}
-	cpu := func(u usage) float64 { return perGiB(u.CPU, b.Size) }
-	rate := func(u usage) float64 { return mbps(b.Size, u.Wall) }
+	cpu := func(u meter.Usage) float64 { return perGiB(u.CPU, b.Size) }
+	rate := func(u meter.Usage) float64 { return mbps(b.Size, u.Wall) }
 	b.rep.add(Figure{Area: area, Name: "CPU", Value: cpu(u), Unit: "cpu-s/GiB", Peers: peers(cpu), Note: "opens, decrypts, verifies, writes, syncs"})
 	b.rep.add(Figure{Area: area, Name: "throughput", Value: rate(u), Unit: "MB/s", Goal: atLeast(500), Wall: true, Peers: peers(rate)})
 	b.rep.add(Figure{Area: area, Name: "time / qemu-img raw→raw", Value: u.Wall.Seconds() / raw.Wall.Seconds(), Unit: "×", Goal: atMost(1.5), Wall: true})
@@ -85,7 +87,7 @@ func sumFile(path string) (sum [32]byte, err error) {
 // requests are those that the guest waits for; verification, which goes on
 // beside it, takes its time but is not counted.
 type opening struct {
-	usage
+	meter.Usage
 	gets, lists, bytes int64
 }
 
@@ -100,14 +102,14 @@ func openAndRead(ctx context.Context, m *vaultSide, b objstore.Reader, n uint64,
 	sctx, stop := context.WithCancel(ctx)
 	defer stop()
 	served := make(chan error, 1)
-	o.usage, err = self(func() error {
+	o.Usage, err = meter.Self(func() error {
 		v, err := m.open(ctx, counted, n)
 		if err != nil {
 			return err
 		}
 		gets, bytes := v.Reads()
 		o.gets, o.lists, o.bytes = counted.gets.Load()-gets, counted.lists.Load(), counted.bytes.Load()-bytes
-		s := &server{socket: filepath.Join(dir, hydrate.SocketName), export: diskID}
+		s := &server{socket: filepath.Join(dir, hydrate.SocketName), export: rawhost.DiskID}
 		go func() {
 			err := hydrate.Serve(sctx, hydrate.ServeConfig{Dir: dir, View: v})
 			served <- errors.Join(err, v.Close())

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"holdfast/bench/internal/rawhost"
 	"holdfast/internal/capture"
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
@@ -76,7 +77,7 @@ func startReplica(ctx context.Context, dir string, src capture.Source) (_ *repli
 	if err := os.MkdirAll(filepath.Join(dir, "agent"), 0o700); err != nil {
 		return fail(err)
 	}
-	r.assign = capture.Assignment{VM: vmID, Disks: []string{diskID}, Gen: 1, CopyFrequency: time.Hour, VaultKey: r.key.Public()}
+	r.assign = capture.Assignment{VM: rawhost.VMID, Disks: []string{rawhost.DiskID}, Gen: 1, CopyFrequency: time.Hour, VaultKey: r.key.Public()}
 	r.rep.Assign(r.assign)
 	go func() { r.done <- r.rep.Run(ctx) }()
 	ref, _, err := r.rep.AwaitInitial(ctx)
@@ -271,7 +272,7 @@ func (t *tileSet) commit(ctx context.Context) error {
 	defer w.Abort()
 	_, err = t.put(ctx, w, &buf, &cut.Commit{
 		Gen: 1, Base: true, Time: time.Now().UTC(), Consistency: dr.CrashConsistent, Tiles: t.refs,
-		Disks: []cut.Disk{{ID: diskID, Size: t.size}}, VM: cut.VMRecord{Name: "bench", UUID: vmID, Generation: 1, CPUs: 2, MemoryMB: 1024},
+		Disks: []cut.Disk{{ID: rawhost.DiskID, Size: t.size}}, VM: cut.VMRecord{Name: "bench", UUID: rawhost.VMID, Generation: 1, CPUs: 2, MemoryMB: 1024},
 	})
 	return err
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"holdfast/cmd/holdfast/internal/console"
 	"context"
 	"errors"
 	"log/slog"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"holdfast/cmd/holdfast/internal/console"
 	"holdfast/internal/agent"
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"

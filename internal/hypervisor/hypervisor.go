@@ -48,14 +48,16 @@ type Source interface {
 	Inventory(ctx context.Context) ([]dr.VM, error)
 	// Config returns the current configuration of a VM. dr.CodeVMNotFound if the host does not know it.
 	Config(ctx context.Context, vm dr.VMID) (VMConfig, error)
-	// Watch calls fn for every event until ctx ends; it reconnects by itself and
-	// then reports Kind "reconnected". fn must not block.
+	// Watch calls fn for every event and returns nil when ctx ends; it
+	// reconnects by itself and then reports Kind "reconnected". fn must not block.
 	Watch(ctx context.Context, fn func(Event)) error
 	// BeginCut freezes all disks named in the request at one instant.
 	BeginCut(ctx context.Context, req CutRequest) (Cut, error)
 	// Forget deletes the tracking tokens of vm that Holdfast made
 	// and are not in keep, and ends a stale cut that an earlier agent process
-	// left open. It touches nothing of other products. Idempotent.
+	// left open. It touches nothing of other products, and not a cut that this
+	// process has open. Tokens of a VM that is off may stay until it runs, unless
+	// keep is empty. Idempotent.
 	Forget(ctx context.Context, vm dr.VMID, keep []string) error
 }
 
@@ -74,7 +76,18 @@ type CutRequest struct {
 //
 // BeginCut's typed refusals: dr.CodeTrackingLost (the base token is missing or
 // broken: resynchronize with Base ""), dr.CodeVMNotRunning, dr.CodeVMNotFound,
-// dr.CodeBackupJobBusy, dr.CodeDiskNotTrackable, dr.CodeScratchFull.
+// dr.CodeBackupJobBusy (another product's job, or a cut of the VM is open in
+// this process), dr.CodeDiskNotTrackable, dr.CodeDiskShared,
+// dr.CodeDiskPassThrough, dr.CodeScratchFull; dr.CodeAlreadyExists for a tag in
+// use. A cut that an earlier process left open is ended first; its token stays,
+// since the cut may have been read in full before that process died.
+//
+// A refused or failed BeginCut costs nothing: the base token stays good. After
+// one whose outcome is unknown (deadline) the VM may be busy for a while.
+// A disk that the base does not cover is Changed as a whole, also in an
+// incremental cut. If the VM stops, or the adapter ends the cut to protect it
+// (scratch space, age), ReadAt and Extents fail and Abort is due; a later cut
+// since the same base is right.
 type Cut interface {
 	// Info does not change during the cut's life.
 	Info() CutInfo
@@ -94,7 +107,7 @@ type Cut interface {
 // CutInfo describes a cut.
 type CutInfo struct {
 	Token       string // pass as Base of the next request
-	Time        time.Time
+	Time        time.Time // not after the instant of the cut
 	Disks       []CutDisk
 	Consistency dr.Consistency
 	Note        string // why the consistency is lower than asked for, if it is
@@ -135,7 +148,9 @@ type Machines interface {
 	// Destroy cuts the power. Idempotent.
 	Destroy(ctx context.Context, vm dr.VMID) error
 	// Boot defines and starts a recovery VM. Idempotent by spec.Name: a VM of
-	// that name made by an earlier call with the same spec.Owner is returned as it is.
+	// that name made by an earlier call with the same spec.Owner is returned as
+	// it is, started if it is off. dr.CodeAlreadyExists if the name, the UUID to
+	// be kept or a local image is somebody else's. A failed call leaves nothing behind.
 	Boot(ctx context.Context, spec BootSpec) (dr.VMID, error)
 	// MakeLocal copies what is still remote into the VM's own disks while it
 	// runs, until nothing depends on the NBD sockets. Resumable: calling it again goes on.
@@ -154,11 +169,15 @@ type BootSpec struct {
 	Disks    []BootDisk
 	CPUs     int // 0 = as captured
 	MemoryMB int
-	KeepUUID bool   // real failover keeps UUID and MACs; a test failover gets new UUID
+	// KeepUUID: a real failover keeps UUID and MACs. A test failover gets a new
+	// UUID, and new MACs where it could meet the original's.
+	KeepUUID bool
 	Network  string // "" = all NICs with link down; a network name; or IsolatedNetwork
 }
 
-// IsolatedNetwork as BootSpec.Network asks for a private network that reaches nobody but its members.
+// IsolatedNetwork as BootSpec.Network asks for a private network that reaches
+// nobody but its members, which are all recovery VMs of the host that asked for
+// it. Hosts that have no such thing (unprivileged libvirt) leave the link down.
 const IsolatedNetwork = "holdfast:isolated"
 
 // BootDisk is one disk of a recovery VM: a read-only base served over NBD and
@@ -166,9 +185,9 @@ const IsolatedNetwork = "holdfast:isolated"
 type BootDisk struct {
 	ID     string
 	Size   int64
-	Socket string // unix socket of the NBD server
+	Socket string // unix socket of the NBD server, accessible to the hypervisor; "" = the disk starts empty
 	Export string
-	Path   string // local image to create (qcow2)
+	Path   string // local image to create (qcow2), absolute; must not exist
 }
 
 // Console looks at a running VM from outside.

@@ -46,7 +46,7 @@ func openBrowser(t *testing.T, f *fake) *browser {
 	} else if err := os.MkdirAll(b.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute) // outlives the test for its clean-up
 	opts := []chromedp.ExecAllocatorOption{chromedp.ExecPath(path), chromedp.UserDataDir(t.TempDir()), chromedp.NoSandbox, chromedp.Headless, chromedp.DisableGPU, chromedp.NoFirstRun, chromedp.IgnoreCertErrors,
 		chromedp.WindowSize(1280, 900), chromedp.WSURLReadTimeout(time.Minute)}
 	for _, name := range []string{"disable-quic", "disable-background-networking", "disable-component-update", "disable-sync", "disable-dev-shm-usage", "hide-scrollbars"} {
@@ -139,7 +139,9 @@ func (b *browser) says(text string) {
 	b.until("the text "+text, "document.getElementById('main').innerText.includes("+quoteJS(text)+")")
 }
 
-func quoteJS(s string) string { return "'" + strings.NewReplacer("'", `\'`, "\n", `\n`).Replace(s) + "'" }
+func quoteJS(s string) string {
+	return "'" + strings.NewReplacer("'", `\'`, "\n", `\n`).Replace(s) + "'"
+}
 
 func (b *browser) eval(js string) bool {
 	b.t.Helper()
@@ -229,7 +231,7 @@ func TestMainPath(t *testing.T) {
 	b.open("/portal/jobs")
 	b.says("Commit failover")
 	b.leave("table.jobs a[href^='/portal/jobs/']")
-	b.says("Results")
+	b.says("Tasks")
 }
 
 // TestKeyboardAndDialogs: what script adds works without a pointer, and live

@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/chart"
+	"holdfast/internal/portal/page"
+	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
 )
 
@@ -117,27 +120,27 @@ func changeSettings(ctx context.Context, v Vault, it dr.ProtectedItem, form func
 }
 
 // act carries a command out.
-func (p itemPages) act(w http.ResponseWriter, r *request) error {
+func (p itemPages) act(w http.ResponseWriter, r *page.Request) error {
 	i := slices.IndexFunc(verbs(), func(v verb) bool { return v.Name == r.PathValue("verb") })
 	if i < 0 {
 		return dr.New(dr.KindNotFound, dr.CodeNotFound, "portal", "there is no operation %q", r.PathValue("verb"))
 	}
 	do := verbs()[i]
-	if err := allow(r.who, do.Role); err != nil {
+	if err := page.Allow(r.Who, do.Role); err != nil {
 		return err
 	}
-	it, err := p.v.ItemByID(r.Context(), dr.ItemID(r.PathValue("id")))
+	it, err := p.V.ItemByID(r.Context(), dr.ItemID(r.PathValue("id")))
 	if err != nil {
 		return err
 	}
 	if err := r.ParseForm(); err != nil {
 		return dr.Errorf(dr.KindInvalid, "portal", "the form could not be read")
 	}
-	job, err := do.run(r.Context(), p.v, it, r.PostForm.Get, r.who.Name)
+	job, err := do.run(r.Context(), p.V, it, r.PostForm.Get, r.Who.Name)
 	if err != nil {
-		return p.again(w, r, err, p.show)
+		return p.Again(w, r, err, p.show)
 	}
-	return p.done(w, r, "/portal/items/"+string(it.ID), job)
+	return p.Done(w, r, "/portal/items/"+string(it.ID), job)
 }
 
 // command is a button of the command bar.
@@ -176,7 +179,8 @@ type itemBody struct {
 	SourceHost   dr.Provider
 	SourceOn     bool
 	RecoveryHost dr.Provider
-	Points       []dr.RecoveryPoint // newest, for choosing and the table
+	Points       []dr.RecoveryPoint // of the page of the table
+	Choices      []dr.RecoveryPoint // newest
 	PointCount   int
 	Latest       dr.RecoveryPoint
 	LatestApp    dr.RecoveryPoint
@@ -194,7 +198,7 @@ type itemBody struct {
 
 // reason is a health error with its explanation.
 type reason struct {
-	*problem
+	*words.Problem
 	Tone  string
 	Since time.Time
 }
@@ -204,9 +208,9 @@ func chartRanges() map[string]time.Duration {
 	return map[string]time.Duration{"1h": time.Hour, "24h": 24 * time.Hour, "7d": 7 * 24 * time.Hour}
 }
 
-func (p itemPages) show(w http.ResponseWriter, r *request) error {
+func (p itemPages) show(w http.ResponseWriter, r *page.Request) error {
 	ctx := r.Context()
-	it, err := p.v.ItemByID(ctx, dr.ItemID(r.PathValue("id")))
+	it, err := p.V.ItemByID(ctx, dr.ItemID(r.PathValue("id")))
 	if err != nil {
 		return err
 	}
@@ -218,25 +222,25 @@ func (p itemPages) show(w http.ResponseWriter, r *request) error {
 	if b.itemRow, err = p.row(ctx, e, it, nil); err != nil {
 		return err
 	}
-	if b.VM, err = p.v.VM(ctx, it.Fabric, it.VM); err != nil && dr.KindOf(err) != dr.KindNotFound {
+	if b.VM, err = p.V.VM(ctx, it.Fabric, it.VM); err != nil && dr.KindOf(err) != dr.KindNotFound {
 		return err
 	}
-	b.SourceOn = b.SourceHost.ID != "" && p.v.Connected(b.SourceHost)
-	points, err := p.v.Points(ctx, it.ID)
+	b.SourceOn = b.SourceHost.ID != "" && p.V.Connected(b.SourceHost)
+	points, err := p.V.Points(ctx, it.ID)
 	if err != nil {
 		return err
 	}
 	p.history(r, &b, points)
-	if b.Jobs, err = p.v.Jobs(ctx, vault.JobFilter{Item: it.ID, Limit: 8}); err != nil {
+	if b.Jobs, err = p.V.Jobs(ctx, vault.JobFilter{Item: it.ID, Limit: 8}); err != nil {
 		return err
 	}
 	if it.Job != "" {
-		if j, err := p.v.Job(ctx, it.Job); err == nil {
+		if j, err := p.V.Job(ctx, it.Job); err == nil {
 			b.Current = &j
 		}
 	}
 	for _, h := range it.HealthErrors {
-		x := &reason{problem: explain(h.Code, h.Message, h.Cause, h.Remedy), Tone: healthPill(h.Severity).Tone, Since: h.Since}
+		x := &reason{Problem: words.Explain(h.Code, h.Message, h.Cause, h.Remedy), Tone: words.Health(h.Severity).Tone, Since: h.Since}
 		b.Reasons = append(b.Reasons, x)
 	}
 	if it.LastTestReport != "" {
@@ -245,18 +249,18 @@ func (p itemPages) show(w http.ResponseWriter, r *request) error {
 			b.Drill = &d
 		}
 	}
-	ops, err := p.v.AllowedOperations(ctx, it.ID)
+	ops, err := p.V.AllowedOperations(ctx, it.ID)
 	if err != nil {
 		return err
 	}
 	b.commands(r, ops)
-	return p.render(w, r, "item", view{Title: it.VMName, Kind: "Protected item", Section: "items", Icon: "vms",
-		Crumbs: []crumb{{"Protected items", "/portal/items"}}, URL: "/portal/items/" + string(it.ID) + query(r),
+	return p.Render(w, r, "item", page.View{Title: it.VMName, Kind: "Protected item", Section: "items", Icon: "vms",
+		Crumbs: []page.Crumb{{Name: "Protected items", URL: "/portal/items"}}, URL: "/portal/items/" + string(it.ID) + query(r),
 		Topics: "item/" + string(it.ID) + " job", Body: b})
 }
 
 // query is the query of a GET, so that a live page stays where it is.
-func query(r *request) string {
+func query(r *page.Request) string {
 	q := r.URL.Query()
 	q.Del("ask") // a dialog is asked for once
 	if r.Method != http.MethodGet || len(q) == 0 {
@@ -266,8 +270,8 @@ func query(r *request) string {
 }
 
 // history fills what comes from the recovery points.
-func (p itemPages) history(r *request, b *itemBody, points []dr.RecoveryPoint) {
-	now := p.now()
+func (p itemPages) history(r *page.Request, b *itemBody, points []dr.RecoveryPoint) {
+	now := p.Now()
 	b.PointCount = len(points)
 	if len(points) > 0 {
 		b.Latest = points[0]
@@ -288,22 +292,23 @@ func (p itemPages) history(r *request, b *itemBody, points []dr.RecoveryPoint) {
 	if b.Active == dr.AtRecovery && len(points) > 0 {
 		now = points[0].Time.Add(time.Second) // nothing comes any more; the charts show what was
 	}
-	b.Timeline = timeline(points, now, b.FailedOverTo)
-	b.LagChart = lagChart(points, now.Add(-width), now, b.Target)
-	b.ChurnChart = churnChart(points, now.Add(-width), now)
-	b.Points, b.Pages = paged(r, points, 20)
+	b.Timeline = chart.Timeline(points, now, b.FailedOverTo)
+	b.LagChart = chart.Lag(points, now.Add(-width), now, b.Target)
+	b.ChurnChart = chart.Churn(points, now.Add(-width), now)
+	b.Choices = points[:min(len(points), 25)]
+	b.Points, b.Pages = paged(r, points, 10)
 }
 
 // commands makes the command bar: what the state and the role allow is on.
-func (b *itemBody) commands(r *request, allowed []string) {
+func (b *itemBody) commands(r *page.Request, allowed []string) {
 	group := -1
 	for _, v := range verbs() {
 		c := command{verb: v}
 		switch {
 		case v.Name == "pause" && (b.Paused || b.Protection != dr.Protected || b.Active != dr.AtPrimary), v.Name == "resume" && !b.Paused:
 			continue
-		case !r.who.Role.Includes(v.Role):
-			c.Off = "Needs the role " + string(v.Role) + "; you are " + string(r.who.Role)
+		case !r.Who.Role.Includes(v.Role):
+			c.Off = "Needs the role " + string(v.Role) + "; you are " + string(r.Who.Role)
 		case v.Op != "" && !slices.Contains(allowed, v.Op):
 			c.Off = b.why(v)
 		}

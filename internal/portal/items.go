@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/page"
+	"holdfast/internal/portal/words"
 )
 
 const drillEvery = 30 * 24 * time.Hour // a test failover is recommended monthly
@@ -27,16 +29,16 @@ type estate struct {
 func (c *core) estate(ctx context.Context) (*estate, error) {
 	e := &estate{fabric: map[dr.FabricID]dr.Fabric{}, host: map[dr.AgentID]dr.Provider{}, policy: map[dr.PolicyID]dr.Policy{}}
 	var err error
-	if e.Fabrics, err = c.v.Fabrics(ctx); err != nil {
+	if e.Fabrics, err = c.V.Fabrics(ctx); err != nil {
 		return nil, err
 	}
-	if e.Hosts, err = c.v.Providers(ctx, ""); err != nil {
+	if e.Hosts, err = c.V.Providers(ctx, ""); err != nil {
 		return nil, err
 	}
-	if e.Policies, err = c.v.Policies(ctx); err != nil {
+	if e.Policies, err = c.V.Policies(ctx); err != nil {
 		return nil, err
 	}
-	if e.Items, err = c.v.Items(ctx, ""); err != nil {
+	if e.Items, err = c.V.Items(ctx, ""); err != nil {
 		return nil, err
 	}
 	e.Hosts = slices.DeleteFunc(e.Hosts, func(p dr.Provider) bool { return p.Revoked })
@@ -62,7 +64,7 @@ func (c *core) estate(ctx context.Context) (*estate, error) {
 type itemRow struct {
 	dr.ProtectedItem
 	Status      dr.ReplicationStatus
-	State       pill
+	State       words.Pill
 	Lag         time.Duration // valid if HasLag
 	HasLag      bool
 	LagTone     string
@@ -82,7 +84,7 @@ func (c *core) row(ctx context.Context, e *estate, it dr.ProtectedItem, all map[
 	st, ok := all[it.ID]
 	if all == nil {
 		var err error
-		if st, err = c.v.Status(ctx, it.ID); err != nil && dr.KindOf(err) != dr.KindNotFound {
+		if st, err = c.V.Status(ctx, it.ID); err != nil && dr.KindOf(err) != dr.KindNotFound {
 			return itemRow{}, err
 		}
 	} else if !ok {
@@ -91,11 +93,11 @@ func (c *core) row(ctx context.Context, e *estate, it dr.ProtectedItem, all map[
 	p := e.policy[it.Policy]
 	r := itemRow{ProtectedItem: it, Status: st, State: stateOf(it, st), Site: e.fabric[it.Fabric], Recovery: e.fabric[it.RecoveryFabric], PolicyName: p.Name, Target: p.CopyFrequency}
 	if it.Active == dr.AtPrimary && it.Protection == dr.Protected && !st.LastPoint.IsZero() {
-		r.Lag, r.HasLag = max(c.now().Sub(st.LastPoint), 0), true
+		r.Lag, r.HasLag = max(c.Now().Sub(st.LastPoint), 0), true
 		r.LagTone = lagTone(r.Lag, r.Target)
 	}
 	r.ProgressNow = it.Protection == dr.InitialReplication || it.Resync != "" && st.Phase == "resync"
-	switch age := c.now().Sub(it.LastTest); {
+	switch age := c.Now().Sub(it.LastTest); {
 	case it.Protection != dr.Protected:
 		r.DrillTone, r.DrillText = "idle", "Not applicable"
 	case it.LastTest.IsZero():
@@ -122,8 +124,10 @@ func lagTone(lag, target time.Duration) string {
 }
 
 // stateOf puts an item's axes into one line, the most important first.
-func stateOf(it dr.ProtectedItem, st dr.ReplicationStatus) pill {
-	mk := func(tone, text string) pill { return pill{tone, toneIcon(tone), text} }
+func stateOf(it dr.ProtectedItem, st dr.ReplicationStatus) words.Pill {
+	mk := func(tone, text string) words.Pill {
+		return words.Pill{Tone: tone, Icon: words.ToneIcon(tone), Text: text}
+	}
 	switch {
 	case it.Protection == dr.Disabling:
 		return mk("busy", "Disabling protection")
@@ -148,11 +152,11 @@ func stateOf(it dr.ProtectedItem, st dr.ReplicationStatus) pill {
 	case it.Test == dr.TestFailed:
 		return mk("bad", "Test failover failed")
 	case it.Protection == dr.InitialReplication:
-		return mk("busy", "Initial replication "+percent(st.Percent))
+		return mk("busy", "Initial replication "+words.Percent(st.Percent))
 	case it.Paused:
 		return mk("warn", "Paused")
 	case it.Resync != "" && st.Phase == "resync":
-		return mk("busy", "Resynchronizing "+percent(st.Percent))
+		return mk("busy", "Resynchronizing "+words.Percent(st.Percent))
 	case it.Resync != "":
 		return mk("bad", "Resynchronization required")
 	case it.Failover == dr.FailoverFailed:
@@ -187,7 +191,7 @@ func nextOf(it dr.ProtectedItem, r itemRow) (text, dialog string, urgent bool) {
 // rows makes the rows of items, asking for their status at once if the vault can.
 func (c *core) rows(ctx context.Context, e *estate, items []dr.ProtectedItem) ([]itemRow, error) {
 	var all map[dr.ItemID]dr.ReplicationStatus
-	if s, ok := c.v.(statuses); ok && len(items) > 1 {
+	if s, ok := c.V.(statuses); ok && len(items) > 1 {
 		var err error
 		if all, err = s.Statuses(ctx); err != nil {
 			return nil, err
@@ -222,7 +226,7 @@ type pages struct {
 }
 
 // paged cuts a list and links its neighbours, keeping the other parameters.
-func paged[T any](r *request, list []T, size int) ([]T, pages) {
+func paged[T any](r *page.Request, list []T, size int) ([]T, pages) {
 	q := r.URL.Query()
 	p := pages{Page: 1, Last: max((len(list)+size-1)/size, 1)}
 	if n, err := strconv.Atoi(q.Get("page")); err == nil {
@@ -242,7 +246,7 @@ func paged[T any](r *request, list []T, size int) ([]T, pages) {
 	return list[(p.Page-1)*size : min(p.Page*size, len(list))], p
 }
 
-func (p itemPages) list(w http.ResponseWriter, r *request) error {
+func (p itemPages) list(w http.ResponseWriter, r *page.Request) error {
 	e, err := p.estate(r.Context())
 	if err != nil {
 		return err
@@ -254,12 +258,12 @@ func (p itemPages) list(w http.ResponseWriter, r *request) error {
 			b.Site != "" && e.fabric[it.Fabric].Name != b.Site ||
 			b.Health != "" && string(it.Health) != b.Health ||
 			b.State == "failedover" && it.Active != dr.AtRecovery ||
-			b.State == "drill" && (it.Protection != dr.Protected || p.now().Sub(it.LastTest) <= drillEvery)
+			b.State == "drill" && (it.Protection != dr.Protected || p.Now().Sub(it.LastTest) <= drillEvery)
 	})
 	b.Shown = len(match)
 	match, b.Pages = paged(r, match, pageSize)
 	if b.Rows, err = p.rows(r.Context(), e, match); err != nil {
 		return err
 	}
-	return p.render(w, r, "items", view{Title: "Protected items", Kind: "VMs under replication", Section: "items", Icon: "items", Topics: "item", Body: b})
+	return p.Render(w, r, "items", page.View{Title: "Protected items", Kind: "VMs under replication", Section: "items", Icon: "items", Topics: "item", Body: b})
 }

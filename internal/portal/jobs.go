@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/page"
+	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
 )
 
@@ -33,7 +35,7 @@ func jobStates() []choice {
 		{string(dr.JobSucceeded), "Successful"}, {string(dr.JobCancelled), "Cancelled"}}
 }
 
-func (p jobPages) list(w http.ResponseWriter, r *request) error {
+func (p jobPages) list(w http.ResponseWriter, r *page.Request) error {
 	q := r.URL.Query()
 	b := jobsBody{State: q.Get("state"), Scenario: q.Get("scenario"), Item: q.Get("item"), States: jobStates()}
 	b.Filtered = b.State != "" || b.Scenario != "" || b.Item != ""
@@ -45,7 +47,7 @@ func (p jobPages) list(w http.ResponseWriter, r *request) error {
 	default:
 		f.States = []dr.JobState{dr.JobState(b.State)}
 	}
-	list, err := p.v.Jobs(r.Context(), f)
+	list, err := p.V.Jobs(r.Context(), f)
 	if err != nil {
 		return err
 	}
@@ -58,11 +60,11 @@ func (p jobPages) list(w http.ResponseWriter, r *request) error {
 		if j.State.Final() || i >= 20 {
 			continue
 		}
-		if full, err := p.v.Job(r.Context(), j.ID); err == nil { // for its progress
+		if full, err := p.V.Job(r.Context(), j.ID); err == nil { // for its progress
 			b.Rows[i] = full
 		}
 	}
-	return p.render(w, r, "jobs", view{Title: "Jobs", Kind: "What the vault does and has done", Section: "jobs", Icon: "jobs", Topics: "job", Body: b})
+	return p.Render(w, r, "jobs", page.View{Title: "Jobs", Kind: "What the vault does and has done", Section: "jobs", Icon: "jobs", Topics: "job", Body: b})
 }
 
 // scenarios lists the kinds of jobs that can be chosen.
@@ -102,37 +104,18 @@ type jobBody struct {
 }
 
 type jobProblem struct {
-	*problem
+	*words.Problem
 	Task    string
 	At      time.Time
 	Attempt int // how often the same was reported in a row
 }
 
-// jobPercent is a job's progress by its tasks; skipped ones count as done.
-func jobPercent(j dr.Job) float64 {
-	if j.State == dr.JobSucceeded {
-		return 100
-	}
-	if len(j.Tasks) == 0 {
-		return 0
-	}
-	done := 0.0
-	for _, t := range j.Tasks {
-		if t.State.Final() {
-			done += 100
-		} else {
-			done += min(max(t.Percent, 0), 100)
-		}
-	}
-	return done / float64(len(j.Tasks))
-}
-
-func (p jobPages) show(w http.ResponseWriter, r *request) error {
-	j, err := p.v.Job(r.Context(), dr.JobID(r.PathValue("id")))
+func (p jobPages) show(w http.ResponseWriter, r *page.Request) error {
+	j, err := p.V.Job(r.Context(), dr.JobID(r.PathValue("id")))
 	if err != nil {
 		return err
 	}
-	b := jobBody{Job: j, Percent: jobPercent(j), Ask: r.URL.Query().Get("ask"), Console: j.Outcome["console"], Screenshot: j.Outcome["screenshot"] != ""}
+	b := jobBody{Job: j, Percent: words.JobPercent(j), Ask: r.URL.Query().Get("ask"), Console: j.Outcome["console"], Screenshot: j.Outcome["screenshot"] != ""}
 	for i, t := range j.Tasks {
 		if !t.State.Final() && b.Doing == nil {
 			b.Doing, b.Remaining = &j.Tasks[i], t.ETA
@@ -144,7 +127,7 @@ func (p jobPages) show(w http.ResponseWriter, r *request) error {
 		titles[t.Name] = t.Title
 	}
 	for _, e := range j.Errors {
-		if n := len(b.Problems); n > 0 && b.Problems[n-1].Code == e.Code && b.Problems[n-1].Message == sentence(e.Message) {
+		if n := len(b.Problems); n > 0 && b.Problems[n-1].Code == e.Code && b.Problems[n-1].Message == words.Sentence(e.Message) {
 			b.Problems[n-1].Attempt++
 			b.Problems[n-1].At = e.At
 			continue
@@ -153,15 +136,15 @@ func (p jobPages) show(w http.ResponseWriter, r *request) error {
 		if title == "" {
 			title = e.Task
 		}
-		b.Problems = append(b.Problems, jobProblem{explain(e.Code, e.Message, "", e.Hint), title, e.At, 1})
+		b.Problems = append(b.Problems, jobProblem{words.Explain(e.Code, e.Message, "", e.Hint), title, e.At, 1})
 	}
 	slices.Reverse(b.Problems)
 	if j.Item != "" {
-		if _, err := p.v.ItemByID(r.Context(), j.Item); err == nil {
+		if _, err := p.V.ItemByID(r.Context(), j.Item); err == nil {
 			b.Target = "/portal/items/" + url.PathEscape(string(j.Item))
 		}
 	}
-	return p.render(w, r, "job", view{Title: j.Title, Kind: j.TargetName, Section: "jobs", Icon: "jobs", Crumbs: []crumb{{"Jobs", "/portal/jobs"}},
+	return p.Render(w, r, "job", page.View{Title: j.Title, Kind: j.TargetName, Section: "jobs", Icon: "jobs", Crumbs: []page.Crumb{{Name: "Jobs", URL: "/portal/jobs"}},
 		URL: "/portal/jobs/" + url.PathEscape(string(j.ID)), Topics: "job/" + string(j.ID), Body: b})
 }
 
@@ -182,12 +165,12 @@ func facts(j dr.Job) []fact {
 		switch {
 		case strings.HasSuffix(n.Value, "Seconds"):
 			if d, err := time.ParseDuration(v + "s"); err == nil {
-				f.Value = span(d)
+				f.Value = words.Span(d)
 			}
 		case n.Value == "recoveryPointTime":
 			f.Since, _ = time.Parse(time.RFC3339, v)
 		case n.Value == "bytes":
-			f.Value = bytesOf(v)
+			f.Value = words.BytesOf(v)
 		case v == "true":
 			f.Value = "Yes"
 		case v == "false":
@@ -209,8 +192,8 @@ func facts(j dr.Job) []fact {
 }
 
 // screenshot serves the console picture that a job took.
-func (p jobPages) screenshot(w http.ResponseWriter, r *request) error {
-	b, err := p.v.Screenshot(r.Context(), dr.JobID(r.PathValue("id")))
+func (p jobPages) screenshot(w http.ResponseWriter, r *page.Request) error {
+	b, err := p.V.Screenshot(r.Context(), dr.JobID(r.PathValue("id")))
 	if err != nil {
 		return err
 	}
@@ -221,21 +204,21 @@ func (p jobPages) screenshot(w http.ResponseWriter, r *request) error {
 }
 
 // act cancels, restarts or resumes a job.
-func (p jobPages) act(w http.ResponseWriter, r *request) error {
+func (p jobPages) act(w http.ResponseWriter, r *page.Request) error {
 	id := dr.JobID(r.PathValue("id"))
 	var err error
 	switch r.PathValue("verb") {
 	case "cancel":
-		err = p.v.CancelJob(r.Context(), id, r.who.Name)
+		err = p.V.CancelJob(r.Context(), id, r.Who.Name)
 	case "restart":
-		err = p.v.RestartJob(r.Context(), id, r.who.Name)
+		err = p.V.RestartJob(r.Context(), id, r.Who.Name)
 	case "resume":
-		err = p.v.ResumeJob(r.Context(), id, strings.TrimSpace(r.PostFormValue("comments")), r.who.Name)
+		err = p.V.ResumeJob(r.Context(), id, strings.TrimSpace(r.PostFormValue("comments")), r.Who.Name)
 	default:
 		return dr.New(dr.KindNotFound, dr.CodeNotFound, "portal", "there is no operation %q", r.PathValue("verb"))
 	}
 	if err != nil {
-		return p.again(w, r, err, p.show)
+		return p.Again(w, r, err, p.show)
 	}
-	return p.done(w, r, "/portal/jobs/"+url.PathEscape(string(id)), "")
+	return p.Done(w, r, "/portal/jobs/"+url.PathEscape(string(id)), "")
 }

@@ -9,6 +9,9 @@ import (
 	"time"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/chart"
+	"holdfast/internal/portal/page"
+	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
 )
 
@@ -26,7 +29,7 @@ type todo struct {
 
 // issue is something that needs a person.
 type issue struct {
-	*problem
+	*words.Problem
 	Tone, Object, URL string
 	Since             time.Time
 }
@@ -54,7 +57,7 @@ type overviewBody struct {
 
 const shownIssues = 6
 
-func (p overviewPages) show(w http.ResponseWriter, r *request) error {
+func (p overviewPages) show(w http.ResponseWriter, r *page.Request) error {
 	ctx := r.Context()
 	e, err := p.estate(ctx)
 	if err != nil {
@@ -66,17 +69,17 @@ func (p overviewPages) show(w http.ResponseWriter, r *request) error {
 	}
 	b := overviewBody{Total: len(rows)}
 	for _, it := range rows {
-		b.count(it, p.now())
+		b.count(it, p.Now())
 	}
-	b.Ring = ring([]slice{{"good", b.Normal}, {"warn", b.Warning}, {"bad", b.Critical}}, b.Total)
-	b.DrillRing = ring([]slice{{"good", b.Tested}, {"warn", b.Untested}, {"bad", b.Failed}}, b.Tested+b.Untested+b.Failed)
+	b.Ring = chart.Ring([]chart.Slice{{Tone: "good", Count: b.Normal}, {Tone: "warn", Count: b.Warning}, {Tone: "bad", Count: b.Critical}}, b.Total)
+	b.DrillRing = chart.Ring([]chart.Slice{{Tone: "good", Count: b.Tested}, {Tone: "warn", Count: b.Untested}, {Tone: "bad", Count: b.Failed}}, b.Tested+b.Untested+b.Failed)
 	b.lags(rows)
 	for _, h := range e.Hosts {
 		b.Hosts++
-		if !p.v.Connected(h) {
+		if !p.V.Connected(h) {
 			b.HostsOff++
 			b.Issues = append(b.Issues, issue{Tone: "bad", Object: h.Host, URL: "/portal/sites/" + e.fabric[h.Fabric].Name, Since: h.LastSeen,
-				problem: &problem{Title: "Host not connected", Message: "The agent of the host has not been heard of.",
+				Problem: &words.Problem{Title: "Host not connected", Message: "The agent of the host has not been heard of.",
 					Remedy: "Start the agent on the host; check the network from the host to the vault."}})
 		}
 	}
@@ -94,7 +97,7 @@ func (p overviewPages) show(w http.ResponseWriter, r *request) error {
 			b.Todos[i].Current = true
 		}
 	}
-	return p.render(w, r, "overview", view{Title: p.v.Identity().Name, Kind: "Recovery Services vault", Section: "overview", Icon: "items", Topics: "item job site", Body: b})
+	return p.Render(w, r, "overview", page.View{Title: p.V.Identity().Name, Kind: "Recovery Services vault", Section: "overview", Icon: "items", Topics: "item job site", Body: b})
 }
 
 func (b *overviewBody) count(it itemRow, now time.Time) {
@@ -142,7 +145,7 @@ func (b *overviewBody) lags(rows []itemRow) {
 func (b *overviewBody) issues(rows []itemRow) {
 	for _, it := range rows {
 		for _, h := range it.HealthErrors {
-			b.Issues = append(b.Issues, issue{problem: explain(h.Code, h.Message, h.Cause, h.Remedy), Tone: healthPill(h.Severity).Tone,
+			b.Issues = append(b.Issues, issue{Problem: words.Explain(h.Code, h.Message, h.Cause, h.Remedy), Tone: words.Health(h.Severity).Tone,
 				Object: it.VMName, URL: "/portal/items/" + string(it.ID), Since: h.Since})
 		}
 	}
@@ -152,13 +155,13 @@ func (b *overviewBody) issues(rows []itemRow) {
 }
 
 func (p overviewPages) jobs(ctx context.Context, b *overviewBody) error {
-	list, err := p.v.Jobs(ctx, vault.JobFilter{Limit: 200})
+	list, err := p.V.Jobs(ctx, vault.JobFilter{Limit: 200})
 	if err != nil {
 		return err
 	}
 	for _, j := range list {
 		switch {
-		case j.State == dr.JobFailed && p.now().Sub(j.Ended) < 24*time.Hour:
+		case j.State == dr.JobFailed && p.Now().Sub(j.Ended) < 24*time.Hour:
 			b.FailedDay++
 		case j.State == dr.JobWaiting:
 			b.WaitCount++
@@ -167,7 +170,7 @@ func (p overviewPages) jobs(ctx context.Context, b *overviewBody) error {
 			continue
 		}
 		if b.RunningCount++; len(b.Running) < 5 {
-			if full, err := p.v.Job(ctx, j.ID); err == nil { // lists have no tasks
+			if full, err := p.V.Job(ctx, j.ID); err == nil { // lists have no tasks
 				j = full
 			}
 			b.Running = append(b.Running, j)
@@ -185,7 +188,7 @@ func (p overviewPages) todos(ctx context.Context, e *estate) ([]todo, error) {
 	}
 	vms := 0
 	for _, f := range e.Fabrics {
-		list, err := p.v.VMs(ctx, f.ID)
+		list, err := p.V.VMs(ctx, f.ID)
 		if err != nil {
 			return nil, err
 		}

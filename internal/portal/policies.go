@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/page"
 )
 
 // policyPages are the replication policies.
@@ -25,12 +26,12 @@ type policiesBody struct {
 	Form policyForm
 }
 
-func (p policyPages) rows(r *request) ([]policyRow, error) {
+func (p policyPages) rows(r *page.Request) ([]policyRow, error) {
 	e, err := p.estate(r.Context())
 	if err != nil {
 		return nil, err
 	}
-	maps, err := p.v.Mappings(r.Context(), "")
+	maps, err := p.V.Mappings(r.Context(), "")
 	if err != nil {
 		return nil, err
 	}
@@ -56,29 +57,29 @@ func (p policyPages) rows(r *request) ([]policyRow, error) {
 	return out, nil
 }
 
-func (p policyPages) list(w http.ResponseWriter, r *request) error {
+func (p policyPages) list(w http.ResponseWriter, r *page.Request) error {
 	b := policiesBody{Ask: r.URL.Query().Get("ask"), Form: defaultPolicy()}
-	if r.problem != nil {
+	if r.Problem != nil {
 		b.Ask, b.Form = "create", policyFormOf(r.PostFormValue)
 	}
 	var err error
 	if b.Rows, err = p.rows(r); err != nil {
 		return err
 	}
-	return p.render(w, r, "policies", view{Title: "Replication policies", Kind: "How often, and how far back", Section: "policies", Icon: "policies",
+	return p.Render(w, r, "policies", page.View{Title: "Replication policies", Kind: "How often, and how far back", Section: "policies", Icon: "policies",
 		URL: "/portal/policies" + query(r), Topics: "site item", Body: b})
 }
 
-func (p policyPages) create(w http.ResponseWriter, r *request) error {
+func (p policyPages) create(w http.ResponseWriter, r *page.Request) error {
 	pol, err := policyFormOf(r.PostFormValue).policy()
 	var job dr.JobID
 	if err == nil {
-		job, err = p.v.SavePolicy(r.Context(), pol, true, r.who.Name)
+		job, err = p.V.SavePolicy(r.Context(), pol, true, r.Who.Name)
 	}
 	if err != nil {
-		return p.again(w, r, err, p.list)
+		return p.Again(w, r, err, p.list)
 	}
-	return p.done(w, r, "/portal/policies", job)
+	return p.Done(w, r, "/portal/policies", job)
 }
 
 type policyBody struct {
@@ -87,8 +88,8 @@ type policyBody struct {
 	Ask  string
 }
 
-func (p policyPages) show(w http.ResponseWriter, r *request) error {
-	pol, err := p.v.Policy(r.Context(), r.PathValue("name"))
+func (p policyPages) show(w http.ResponseWriter, r *page.Request) error {
+	pol, err := p.V.Policy(r.Context(), r.PathValue("name"))
 	if err != nil {
 		return err
 	}
@@ -102,16 +103,16 @@ func (p policyPages) show(w http.ResponseWriter, r *request) error {
 	}
 	b := policyBody{policyRow: rows[i], Ask: r.URL.Query().Get("ask"), Form: policyForm{Name: pol.Name, Copy: strconv.FormatInt(int64(pol.CopyFrequency/time.Second), 10),
 		Retention: strconv.FormatInt(int64(pol.Retention/time.Hour), 10), AppEvery: strconv.FormatInt(int64(pol.AppFrequency/time.Hour), 10)}}
-	if r.problem != nil && r.PostForm.Has("copy") {
+	if r.Problem != nil && r.PostForm.Has("copy") {
 		b.Form = policyFormOf(r.PostFormValue)
 		b.Form.Name = pol.Name
 	}
-	return p.render(w, r, "policy", view{Title: pol.Name, Kind: "Replication policy", Section: "policies", Icon: "policies",
-		Crumbs: []crumb{{"Replication policies", "/portal/policies"}}, Body: b})
+	return p.Render(w, r, "policy", page.View{Title: pol.Name, Kind: "Replication policy", Section: "policies", Icon: "policies",
+		Crumbs: []page.Crumb{{Name: "Replication policies", URL: "/portal/policies"}}, Body: b})
 }
 
-func (p policyPages) save(w http.ResponseWriter, r *request) error {
-	old, err := p.v.Policy(r.Context(), r.PathValue("name"))
+func (p policyPages) save(w http.ResponseWriter, r *page.Request) error {
+	old, err := p.V.Policy(r.Context(), r.PathValue("name"))
 	if err != nil {
 		return err
 	}
@@ -120,18 +121,18 @@ func (p policyPages) save(w http.ResponseWriter, r *request) error {
 	if err == nil {
 		// What the form does not show stays as it is.
 		old.CopyFrequency, old.Retention, old.AppFrequency = pol.CopyFrequency, pol.Retention, pol.AppFrequency
-		job, err = p.v.SavePolicy(r.Context(), old, false, r.who.Name)
+		job, err = p.V.SavePolicy(r.Context(), old, false, r.Who.Name)
 	}
 	if err != nil {
-		return p.again(w, r, err, p.show)
+		return p.Again(w, r, err, p.show)
 	}
-	return p.done(w, r, "/portal/policies/"+url.PathEscape(old.Name), job)
+	return p.Done(w, r, "/portal/policies/"+url.PathEscape(old.Name), job)
 }
 
-func (p policyPages) remove(w http.ResponseWriter, r *request) error {
-	job, err := p.v.RemovePolicy(r.Context(), r.PathValue("name"), r.who.Name)
+func (p policyPages) remove(w http.ResponseWriter, r *page.Request) error {
+	job, err := p.V.RemovePolicy(r.Context(), r.PathValue("name"), r.Who.Name)
 	if err != nil {
-		return p.again(w, r, err, p.show)
+		return p.Again(w, r, err, p.show)
 	}
-	return p.done(w, r, "/portal/policies", job)
+	return p.Done(w, r, "/portal/policies", job)
 }

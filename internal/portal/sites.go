@@ -11,6 +11,8 @@ import (
 
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/page"
+	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
 )
 
@@ -44,13 +46,13 @@ type sitesBody struct {
 	Name string // as entered
 }
 
-func (p sitePages) list(w http.ResponseWriter, r *request) error {
+func (p sitePages) list(w http.ResponseWriter, r *page.Request) error {
 	e, err := p.estate(r.Context())
 	if err != nil {
 		return err
 	}
 	b := sitesBody{Ask: r.URL.Query().Get("ask")}
-	if r.problem != nil {
+	if r.Problem != nil {
 		b.Ask, b.Name = "add", r.PostFormValue("name")
 	}
 	for _, f := range e.Fabrics {
@@ -60,10 +62,10 @@ func (p sitePages) list(w http.ResponseWriter, r *request) error {
 		}
 		b.Rows = append(b.Rows, row)
 	}
-	return p.render(w, r, "sites", view{Title: "Sites", Kind: "Infrastructure", Section: "sites", Icon: "sites", URL: "/portal/sites" + query(r), Topics: "site", Body: b})
+	return p.Render(w, r, "sites", page.View{Title: "Sites", Kind: "Infrastructure", Section: "sites", Icon: "sites", URL: "/portal/sites" + query(r), Topics: "site", Body: b})
 }
 
-func (p sitePages) siteRow(r *request, e *estate, f dr.Fabric) (siteRow, error) {
+func (p sitePages) siteRow(r *page.Request, e *estate, f dr.Fabric) (siteRow, error) {
 	row := siteRow{Fabric: f}
 	for _, h := range e.Hosts {
 		if h.Fabric != f.ID {
@@ -75,7 +77,7 @@ func (p sitePages) siteRow(r *request, e *estate, f dr.Fabric) (siteRow, error) 
 		if h.HasRole(dr.RoleRecovery) {
 			row.Targets++
 		}
-		if !p.v.Connected(h) {
+		if !p.V.Connected(h) {
 			row.Off++
 		}
 		if h.LastSeen.After(row.LastSeen) {
@@ -87,18 +89,18 @@ func (p sitePages) siteRow(r *request, e *estate, f dr.Fabric) (siteRow, error) 
 			row.Items++
 		}
 	}
-	vms, err := p.v.VMs(r.Context(), f.ID)
+	vms, err := p.V.VMs(r.Context(), f.ID)
 	row.VMs = len(vms)
 	return row, err
 }
 
-func (p sitePages) add(w http.ResponseWriter, r *request) error {
+func (p sitePages) add(w http.ResponseWriter, r *page.Request) error {
 	name := strings.TrimSpace(r.PostFormValue("name"))
-	job, err := p.v.CreateFabric(r.Context(), name, dr.FabricType(r.PostFormValue("type")), r.who.Name)
+	job, err := p.V.CreateFabric(r.Context(), name, dr.FabricType(r.PostFormValue("type")), r.Who.Name)
 	if err != nil {
-		return p.again(w, r, err, p.list)
+		return p.Again(w, r, err, p.list)
 	}
-	return p.done(w, r, "/portal/sites/"+url.PathEscape(name), job)
+	return p.Done(w, r, "/portal/sites/"+url.PathEscape(name), job)
 }
 
 // hostRow is a registered host.
@@ -122,13 +124,13 @@ type registerCommand struct{ Role, Text, Command string }
 
 type keyRow struct {
 	vault.RegistrationKey
-	State pill
+	State words.Pill
 	Live  bool
 }
 
-func (p sitePages) show(w http.ResponseWriter, r *request) error {
+func (p sitePages) show(w http.ResponseWriter, r *page.Request) error {
 	ctx := r.Context()
-	f, err := p.v.Fabric(ctx, r.PathValue("site"))
+	f, err := p.V.Fabric(ctx, r.PathValue("site"))
 	if err != nil {
 		return err
 	}
@@ -136,11 +138,11 @@ func (p sitePages) show(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	b := siteBody{Ask: r.URL.Query().Get("ask"), Install: p.cfg.InstallCommand, KeyFile: keyFileName(f)}
+	b := siteBody{Ask: r.URL.Query().Get("ask"), Install: p.Cfg.InstallCommand, KeyFile: keyFileName(f)}
 	if b.siteRow, err = p.siteRow(r, e, f); err != nil {
 		return err
 	}
-	vms, err := p.v.VMs(ctx, f.ID)
+	vms, err := p.V.VMs(ctx, f.ID)
 	if err != nil {
 		return err
 	}
@@ -148,7 +150,7 @@ func (p sitePages) show(w http.ResponseWriter, r *request) error {
 		if h.Fabric != f.ID {
 			continue
 		}
-		row := hostRow{Provider: h, Connected: p.v.Connected(h)}
+		row := hostRow{Provider: h, Connected: p.V.Connected(h)}
 		for _, vm := range vms {
 			if vm.Agent == h.ID {
 				row.VMs++
@@ -161,7 +163,7 @@ func (p sitePages) show(w http.ResponseWriter, r *request) error {
 		}
 		b.Hosts = append(b.Hosts, row)
 	}
-	keys, err := p.v.Keys(ctx, f.Name)
+	keys, err := p.V.Keys(ctx, f.Name)
 	if err != nil {
 		return err
 	}
@@ -174,21 +176,21 @@ func (p sitePages) show(w http.ResponseWriter, r *request) error {
 		if role == dr.RoleRecovery {
 			text = "Hosts that run the VMs after a failover"
 		}
-		b.Commands = append(b.Commands, registerCommand{string(role), text, p.cfg.RegisterCommand(b.KeyFile, role)})
+		b.Commands = append(b.Commands, registerCommand{string(role), text, p.Cfg.RegisterCommand(b.KeyFile, role)})
 	}
-	return p.render(w, r, "site", view{Title: f.Name, Kind: typeName(f.Type), Section: "sites", Icon: "sites", Crumbs: []crumb{{"Sites", "/portal/sites"}},
+	return p.Render(w, r, "site", page.View{Title: f.Name, Kind: typeName(f.Type), Section: "sites", Icon: "sites", Crumbs: []page.Crumb{{Name: "Sites", URL: "/portal/sites"}},
 		URL: "/portal/sites/" + url.PathEscape(f.Name) + query(r), Topics: "site", Body: b})
 }
 
 func (p sitePages) keyRow(k vault.RegistrationKey) keyRow {
-	row := keyRow{RegistrationKey: k, State: pill{"good", "ok", "Valid"}, Live: true}
+	row := keyRow{RegistrationKey: k, State: words.Pill{Tone: "good", Icon: "ok", Text: "Valid"}, Live: true}
 	switch {
 	case k.Revoked:
-		row.State, row.Live = pill{"idle", "dot", "Revoked"}, false
-	case !p.now().Before(k.Expires):
-		row.State, row.Live = pill{"idle", "dot", "Expired"}, false
+		row.State, row.Live = words.Pill{Tone: "idle", Icon: "dot", Text: "Revoked"}, false
+	case !p.Now().Before(k.Expires):
+		row.State, row.Live = words.Pill{Tone: "idle", Icon: "dot", Text: "Expired"}, false
 	case k.OneTime && k.Uses > 0:
-		row.State, row.Live = pill{"idle", "dot", "Used"}, false
+		row.State, row.Live = words.Pill{Tone: "idle", Icon: "dot", Text: "Used"}, false
 	}
 	return row
 }
@@ -206,16 +208,16 @@ func keyFileName(f dr.Fabric) string {
 
 // key issues a registration key and sends it as a file. It is the only place
 // where the secret appears.
-func (p sitePages) key(w http.ResponseWriter, r *request) error {
-	f, err := p.v.Fabric(r.Context(), r.PathValue("site"))
+func (p sitePages) key(w http.ResponseWriter, r *page.Request) error {
+	f, err := p.V.Fabric(r.Context(), r.PathValue("site"))
 	if err != nil {
 		return err
 	}
-	k, err := p.v.IssueKey(r.Context(), vault.KeyRequest{Fabric: f.Name, OneTime: r.PostFormValue("onetime") != "", By: r.who.Name})
+	k, err := p.V.IssueKey(r.Context(), vault.KeyRequest{Fabric: f.Name, OneTime: r.PostFormValue("onetime") != "", By: r.Who.Name})
 	if err != nil {
-		return p.again(w, r, err, p.show)
+		return p.Again(w, r, err, p.show)
 	}
-	id := p.v.Identity()
+	id := p.V.Identity()
 	file, err := armwire.KeyFile{SubscriptionID: id.SubscriptionID, ResourceGroup: id.ResourceGroup, VaultName: id.Name, ResourceID: id.ResourceID,
 		Location: id.Location, TenantID: id.TenantID, SiteID: string(f.ID), SiteName: f.Name,
 		Credential: armwire.Credential{VaultURL: k.VaultURL, CAPin: k.CAPin, KeyID: k.ID, Secret: k.Secret, Fabric: string(k.Fabric), Expires: k.Expires.UTC()}}.Encode()
@@ -228,59 +230,59 @@ func (p sitePages) key(w http.ResponseWriter, r *request) error {
 	return nil
 }
 
-func (p sitePages) remove(w http.ResponseWriter, r *request) error {
+func (p sitePages) remove(w http.ResponseWriter, r *page.Request) error {
 	name := r.PathValue("site")
 	if r.PostFormValue("confirm") != name {
-		return p.again(w, r, dr.Errorf(dr.KindInvalid, "portal.removeSite", "the name entered is not %q: nothing was changed", name).
+		return p.Again(w, r, dr.Errorf(dr.KindInvalid, "portal.removeSite", "the name entered is not %q: nothing was changed", name).
 			WithHint("Type the site's name exactly to confirm."), p.show)
 	}
-	job, err := p.v.RemoveFabric(r.Context(), name, r.PostFormValue("force") != "", r.who.Name)
+	job, err := p.V.RemoveFabric(r.Context(), name, r.PostFormValue("force") != "", r.Who.Name)
 	if err != nil {
-		return p.again(w, r, err, p.show)
+		return p.Again(w, r, err, p.show)
 	}
-	return p.done(w, r, "/portal/sites", job)
+	return p.Done(w, r, "/portal/sites", job)
 }
 
-func (p sitePages) check(w http.ResponseWriter, r *request) error {
-	job, err := p.v.CheckConsistency(r.Context(), r.PathValue("site"), r.who.Name)
+func (p sitePages) check(w http.ResponseWriter, r *page.Request) error {
+	job, err := p.V.CheckConsistency(r.Context(), r.PathValue("site"), r.Who.Name)
 	if err != nil {
-		return p.again(w, r, err, p.show)
+		return p.Again(w, r, err, p.show)
 	}
-	return p.done(w, r, "/portal/jobs/"+url.PathEscape(string(job)), "")
+	return p.Done(w, r, "/portal/jobs/"+url.PathEscape(string(job)), "")
 }
 
-func (p sitePages) revoke(w http.ResponseWriter, r *request) error {
-	f, err := p.v.Fabric(r.Context(), r.PathValue("site"))
+func (p sitePages) revoke(w http.ResponseWriter, r *page.Request) error {
+	f, err := p.V.Fabric(r.Context(), r.PathValue("site"))
 	if err != nil {
 		return err
 	}
-	if err := p.v.RevokeKey(r.Context(), r.PathValue("key"), r.who.Name); err != nil {
-		return p.again(w, r, err, p.show)
+	if err := p.V.RevokeKey(r.Context(), r.PathValue("key"), r.Who.Name); err != nil {
+		return p.Again(w, r, err, p.show)
 	}
-	return p.done(w, r, "/portal/sites/"+url.PathEscape(f.Name), "")
+	return p.Done(w, r, "/portal/sites/"+url.PathEscape(f.Name), "")
 }
 
 // host does something with a host of the site.
-func (p sitePages) host(w http.ResponseWriter, r *request, do func(f dr.Fabric, id dr.AgentID) (dr.JobID, error)) error {
-	f, err := p.v.Fabric(r.Context(), r.PathValue("site"))
+func (p sitePages) host(w http.ResponseWriter, r *page.Request, do func(f dr.Fabric, id dr.AgentID) (dr.JobID, error)) error {
+	f, err := p.V.Fabric(r.Context(), r.PathValue("site"))
 	if err != nil {
 		return err
 	}
 	job, err := do(f, dr.AgentID(r.PathValue("host")))
 	if err != nil {
-		return p.again(w, r, err, p.show)
+		return p.Again(w, r, err, p.show)
 	}
-	return p.done(w, r, "/portal/sites/"+url.PathEscape(f.Name), job)
+	return p.Done(w, r, "/portal/sites/"+url.PathEscape(f.Name), job)
 }
 
-func (p sitePages) refresh(w http.ResponseWriter, r *request) error {
+func (p sitePages) refresh(w http.ResponseWriter, r *page.Request) error {
 	return p.host(w, r, func(f dr.Fabric, id dr.AgentID) (dr.JobID, error) {
-		return p.v.RefreshProvider(r.Context(), f.ID, id, r.who.Name)
+		return p.V.RefreshProvider(r.Context(), f.ID, id, r.Who.Name)
 	})
 }
 
-func (p sitePages) removeHost(w http.ResponseWriter, r *request) error {
+func (p sitePages) removeHost(w http.ResponseWriter, r *page.Request) error {
 	return p.host(w, r, func(f dr.Fabric, id dr.AgentID) (dr.JobID, error) {
-		return p.v.RemoveProvider(r.Context(), f.ID, id, r.PostFormValue("force") != "", r.who.Name)
+		return p.V.RemoveProvider(r.Context(), f.ID, id, r.PostFormValue("force") != "", r.Who.Name)
 	})
 }

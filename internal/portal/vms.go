@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/page"
+	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
 )
 
@@ -22,7 +24,7 @@ type vmRow struct {
 	Site  dr.Fabric
 	Host  dr.Provider
 	Item  dr.ItemID // protected as
-	State pill
+	State words.Pill
 	Stops []string // it can't be protected
 	Notes []string // it can, but one should know
 }
@@ -65,7 +67,7 @@ func (c *core) readiness(vm dr.VM, e *estate) vmRow {
 		case d.PassThru:
 			note("Disk %s is a pass-through disk and must be excluded.", d.ID)
 		case d.Unreplicatable != "":
-			note("Disk %s can't be tracked: %s", d.ID, sentence(d.Unreplicatable))
+			note("Disk %s can't be tracked: %s", d.ID, words.Sentence(d.Unreplicatable))
 		default:
 			usable++
 		}
@@ -73,7 +75,7 @@ func (c *core) readiness(vm dr.VM, e *estate) vmRow {
 	if usable == 0 {
 		stop("It has no disk that can be replicated.")
 	}
-	if r.Host.ID != "" && !c.v.Connected(r.Host) {
+	if r.Host.ID != "" && !c.V.Connected(r.Host) {
 		note("Host %s is not connected now.", r.Host.Host)
 	}
 	if !vm.Running {
@@ -81,13 +83,13 @@ func (c *core) readiness(vm dr.VM, e *estate) vmRow {
 	}
 	switch {
 	case r.Item != "":
-		r.State = pill{"idle", "ok", "Protected"}
+		r.State = words.Pill{Tone: "idle", Icon: "ok", Text: "Protected"}
 	case len(r.Stops) > 0:
-		r.State = pill{"bad", "error", "Not ready"}
+		r.State = words.Pill{Tone: "bad", Icon: "error", Text: "Not ready"}
 	case len(r.Notes) > 0:
-		r.State = pill{"warn", "warning", "Ready with notes"}
+		r.State = words.Pill{Tone: "warn", Icon: "warning", Text: "Ready with notes"}
 	default:
-		r.State = pill{"good", "ok", "Ready"}
+		r.State = words.Pill{Tone: "good", Icon: "ok", Text: "Ready"}
 	}
 	return r
 }
@@ -104,7 +106,7 @@ type vmsBody struct {
 	Pages       pages
 }
 
-func (p vmPages) list(w http.ResponseWriter, r *request) error {
+func (p vmPages) list(w http.ResponseWriter, r *page.Request) error {
 	e, err := p.estate(r.Context())
 	if err != nil {
 		return err
@@ -115,7 +117,7 @@ func (p vmPages) list(w http.ResponseWriter, r *request) error {
 		if b.Site != "" && f.Name != b.Site {
 			continue
 		}
-		vms, err := p.v.VMs(r.Context(), f.ID)
+		vms, err := p.V.VMs(r.Context(), f.ID)
 		if err != nil {
 			return err
 		}
@@ -129,7 +131,7 @@ func (p vmPages) list(w http.ResponseWriter, r *request) error {
 	}
 	slices.SortStableFunc(b.Rows, func(x, y vmRow) int { return cmp.Compare(strings.ToLower(x.Name), strings.ToLower(y.Name)) })
 	b.Rows, b.Pages = paged(r, b.Rows, pageSize)
-	return p.render(w, r, "vms", view{Title: "Replicable VMs", Kind: "Discovered on registered hosts", Section: "vms", Icon: "vms", Topics: "site item", Body: b})
+	return p.Render(w, r, "vms", page.View{Title: "Replicable VMs", Kind: "Discovered on registered hosts", Section: "vms", Icon: "vms", Topics: "site item", Body: b})
 }
 
 // enableForm is what the form of a VM shows and returns.
@@ -149,16 +151,16 @@ type enableForm struct {
 // newPolicy is the choice that makes a policy on the way.
 const newPolicy = "+new"
 
-func (p vmPages) prepare(r *request) (*estate, enableForm, error) {
+func (p vmPages) prepare(r *page.Request) (*estate, enableForm, error) {
 	e, err := p.estate(r.Context())
 	if err != nil {
 		return nil, enableForm{}, err
 	}
-	f, err := p.v.Fabric(r.Context(), r.PathValue("site"))
+	f, err := p.V.Fabric(r.Context(), r.PathValue("site"))
 	if err != nil {
 		return nil, enableForm{}, err
 	}
-	vm, err := p.v.VM(r.Context(), f.ID, dr.VMID(r.PathValue("vm")))
+	vm, err := p.V.VM(r.Context(), f.ID, dr.VMID(r.PathValue("vm")))
 	if err != nil {
 		return nil, enableForm{}, err
 	}
@@ -176,7 +178,7 @@ func (p vmPages) prepare(r *request) (*estate, enableForm, error) {
 	return e, b, nil
 }
 
-func (p vmPages) form(w http.ResponseWriter, r *request) error {
+func (p vmPages) form(w http.ResponseWriter, r *page.Request) error {
 	_, b, err := p.prepare(r)
 	if err != nil {
 		return err
@@ -190,34 +192,34 @@ func (p vmPages) form(w http.ResponseWriter, r *request) error {
 			b.Target = t.Name
 		}
 	}
-	if r.problem != nil { // keep what was entered
+	if r.Problem != nil { // keep what was entered
 		b.Policy, b.Target, b.RecName, b.Network = r.PostForm.Get("policy"), r.PostForm.Get("target"), r.PostForm.Get("name"), r.PostForm.Get("network")
 		b.New = policyFormOf(r.PostForm.Get)
 		for id := range b.Disks {
 			b.Disks[id] = slices.Contains(r.PostForm["disk"], id)
 		}
 	}
-	return p.render(w, r, "enable", view{Title: "Enable replication", Kind: b.Name, Section: "vms", Icon: "vms", Crumbs: []crumb{{"Replicable VMs", "/portal/vms"}}, Body: b})
+	return p.Render(w, r, "enable", page.View{Title: "Enable replication", Kind: b.Name, Section: "vms", Icon: "vms", Crumbs: []page.Crumb{{Name: "Replicable VMs", URL: "/portal/vms"}}, Body: b})
 }
 
-func (p vmPages) enable(w http.ResponseWriter, r *request) error {
+func (p vmPages) enable(w http.ResponseWriter, r *page.Request) error {
 	if err := r.ParseForm(); err != nil {
 		return dr.Errorf(dr.KindInvalid, "portal.enable", "the form could not be read")
 	}
 	job, err := p.enableVM(r)
 	if err != nil {
-		return p.again(w, r, err, p.form)
+		return p.Again(w, r, err, p.form)
 	}
 	to := "/portal/jobs/" + url.PathEscape(string(job))
-	if j, err := p.v.Job(r.Context(), job); err == nil && j.Item != "" {
-		return p.done(w, r, "/portal/items/"+url.PathEscape(string(j.Item)), job)
+	if j, err := p.V.Job(r.Context(), job); err == nil && j.Item != "" {
+		return p.Done(w, r, "/portal/items/"+url.PathEscape(string(j.Item)), job)
 	}
-	return p.done(w, r, to, "")
+	return p.Done(w, r, to, "")
 }
 
 // enableVM makes the policy and the mapping where they are missing, then
 // starts protection. Each part may be repeated.
-func (p vmPages) enableVM(r *request) (dr.JobID, error) {
+func (p vmPages) enableVM(r *page.Request) (dr.JobID, error) {
 	const op = "portal.enable"
 	ctx := r.Context()
 	e, b, err := p.prepare(r)
@@ -234,12 +236,12 @@ func (p vmPages) enableVM(r *request) (dr.JobID, error) {
 		if err != nil {
 			return "", err
 		}
-		if _, err := p.v.SavePolicy(ctx, pol, true, r.who.Name); err != nil {
+		if _, err := p.V.SavePolicy(ctx, pol, true, r.Who.Name); err != nil {
 			return "", err
 		}
 		name = pol.Name
 	}
-	pol, err := p.v.Policy(ctx, name)
+	pol, err := p.V.Policy(ctx, name)
 	if err != nil {
 		return "", err
 	}
@@ -255,13 +257,13 @@ func (p vmPages) enableVM(r *request) (dr.JobID, error) {
 	if len(disks) == len(b.VM.Disks) {
 		disks = nil // all, as the API says it
 	}
-	return p.v.Enable(ctx, vault.EnableRequest{Fabric: b.Site.Name, Name: string(b.VM.ID), VM: b.VM.ID, Policy: pol.Name, Disks: disks, By: r.who.Name,
+	return p.V.Enable(ctx, vault.EnableRequest{Fabric: b.Site.Name, Name: string(b.VM.ID), VM: b.VM.ID, Policy: pol.Name, Disks: disks, By: r.Who.Name,
 		Settings: dr.ItemSettings{RecoveryVMName: strings.TrimSpace(r.PostForm.Get("name")), Network: strings.TrimSpace(r.PostForm.Get("network"))}})
 }
 
 // mapTo makes sure that the policy lets the site's VMs recover at target.
-func (p vmPages) mapTo(r *request, e *estate, site dr.Fabric, pol dr.Policy, target dr.Fabric) error {
-	maps, err := p.v.Mappings(r.Context(), site.ID)
+func (p vmPages) mapTo(r *page.Request, e *estate, site dr.Fabric, pol dr.Policy, target dr.Fabric) error {
+	maps, err := p.V.Mappings(r.Context(), site.ID)
 	if err != nil {
 		return err
 	}
@@ -275,12 +277,12 @@ func (p vmPages) mapTo(r *request, e *estate, site dr.Fabric, pol dr.Policy, tar
 				WithHint("Choose that site, or another policy.")
 		}
 	}
-	id := p.v.Identity()
+	id := p.V.Identity()
 	clip := func(s string) string { return strings.Trim(s[:min(len(s), 20)], "._ -") }
-	_, err = p.v.CreateMapping(r.Context(), dr.ContainerMapping{Fabric: site.ID, Policy: pol.ID,
+	_, err = p.V.CreateMapping(r.Context(), dr.ContainerMapping{Fabric: site.ID, Policy: pol.ID,
 		Name: clip(pol.Name) + "-to-" + clip(target.Name) + "-" + clip(string(pol.ID))[:min(len(clip(string(pol.ID))), 8)],
 		Target: fmt.Sprintf("/subscriptions/%s/resourceGroups/%s/providers/Microsoft.RecoveryServices/vaults/%s/replicationFabrics/%s/replicationProtectionContainers/%s",
-			id.SubscriptionID, id.ResourceGroup, id.Name, target.Name, target.ContainerName())}, r.who.Name)
+			id.SubscriptionID, id.ResourceGroup, id.Name, target.Name, target.ContainerName())}, r.Who.Name)
 	return err
 }
 

@@ -338,9 +338,17 @@ func (m *machines) dropIsolated(ctx context.Context) error {
 // Remove undoes Boot.
 func (m *machines) Remove(ctx context.Context, id dr.VMID, owner string) error {
 	const op = "Remove"
-	rec, found, err := m.recordOf(id)
+	rec, found, err := m.recordOf(func(rec bootRecord) bool {
+		if id == "" {
+			return rec.Owner == owner
+		}
+		return strings.EqualFold(rec.UUID, string(id))
+	})
 	if err != nil {
 		return err
+	}
+	if !found && id == "" {
+		return nil // Boot records before it makes anything
 	}
 	if !found {
 		dom, err := m.virt.Find(ctx, op, id)

@@ -34,7 +34,8 @@ type Config struct {
 	ScratchReserve int64
 	// MaxCutAge ends a cut that is open that long; default 24 h.
 	MaxCutAge time.Duration
-	// CallTimeout bounds every call to libvirt that has no earlier deadline; default 60 s.
+	// CallTimeout bounds every call to libvirt, qemu-img and a cut's export that
+	// has no earlier deadline; default 2 min, because a daemon that has to examine QEMU again takes that long to define a VM.
 	CallTimeout time.Duration
 	// AgentTimeout bounds a guest agent's answer; default 5 s.
 	AgentTimeout time.Duration
@@ -82,7 +83,7 @@ func (c Config) withDefaults() Config {
 		c.MaxCutAge = 24 * time.Hour
 	}
 	if c.CallTimeout == 0 {
-		c.CallTimeout = 60 * time.Second
+		c.CallTimeout = 2 * time.Minute
 	}
 	if c.AgentTimeout == 0 {
 		c.AgentTimeout = 5 * time.Second

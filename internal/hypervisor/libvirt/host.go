@@ -63,6 +63,12 @@ func (h *Host) Close() error {
 
 // BeginCut starts a pull backup job.
 func (h *Host) BeginCut(ctx context.Context, req hypervisor.CutRequest) (hypervisor.Cut, error) {
+	if req.Offline {
+		return h.beginOffline(ctx, req)
+	}
+	if err := h.dropOffline(ctx, req.VM); err != nil {
+		return nil, err
+	}
 	return h.cutter.BeginCut(ctx, req)
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"holdfast/internal/dr"
 )
@@ -67,7 +66,7 @@ func readRecord(dir string) (bootRecord, error) {
 }
 
 // recordOf finds the record of a recovery VM by its UUID.
-func (m *machines) recordOf(id dr.VMID) (bootRecord, bool, error) {
+func (m *machines) recordOf(match func(bootRecord) bool) (bootRecord, bool, error) {
 	dirs, err := filepath.Glob(filepath.Join(m.cfg.Dir, bootDir, "*", "boot.json"))
 	if err != nil {
 		return bootRecord{}, false, dr.Errorf(dr.KindInternal, "libvirt.Remove", "look for records: %w", err)
@@ -80,7 +79,7 @@ func (m *machines) recordOf(id dr.VMID) (bootRecord, bool, error) {
 		if err != nil {
 			return rec, false, dr.Errorf(dr.KindUnavailable, "libvirt.Remove", "read the records of recovery VMs: %w", err)
 		}
-		if strings.EqualFold(rec.UUID, string(id)) {
+		if match(rec) {
 			return rec, true, nil
 		}
 	}

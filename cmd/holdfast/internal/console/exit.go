@@ -13,7 +13,8 @@ import (
 	"holdfast/internal/objstore"
 )
 
-const exitOK = 0
+// ExitOK is the exit code of a command that did what was asked.
+const ExitOK = 0
 
 // exits is the only table of exit codes. The numbers are a promise.
 var exits = []struct {
@@ -36,7 +37,8 @@ var exits = []struct {
 	{13, dr.KindCanceled, "cancelled, also by Ctrl-C or by saying no"},
 }
 
-func exitCode(k dr.Kind) int {
+// ExitCode is the exit code of a kind.
+func ExitCode(k dr.Kind) int {
 	for _, e := range exits {
 		if e.kind == k {
 			return e.code
@@ -45,13 +47,13 @@ func exitCode(k dr.Kind) int {
 	return 1
 }
 
-// classify gives errors that come from below the floor of dr.Error their kind.
-func classify(err error) error {
+// Classify gives errors that come from below the floor of dr.Error their kind.
+func Classify(err error) error {
 	var known *dr.Error
 	if errors.As(err, &known) {
 		return err
 	}
-	for _, c := range []struct {
+	for _, x := range []struct {
 		is   error
 		kind dr.Kind
 		code dr.Code
@@ -62,19 +64,19 @@ func classify(err error) error {
 		{objstore.ErrUnavailable, dr.KindUnavailable, dr.CodeStoreUnreachable},
 		{os.ErrNotExist, dr.KindNotFound, ""}, {os.ErrPermission, dr.KindForbidden, ""}, {os.ErrExist, dr.KindConflict, ""},
 	} {
-		if errors.Is(err, c.is) {
-			return &dr.Error{Kind: c.kind, Code: c.code, Op: "holdfast", Message: err.Error()}
+		if errors.Is(err, x.is) {
+			return &dr.Error{Kind: x.kind, Code: x.code, Op: "holdfast", Message: err.Error()}
 		}
 	}
 	return err
 }
 
-// report prints an error, once and in one place, and returns its exit code.
-func (a *app) report(err error) int {
-	err = classify(err)
+// Report prints an error, once and in one place, and returns its exit code.
+func (c *Console) Report(err error) int {
+	err = Classify(err)
 	kind := dr.KindOf(err)
-	code := exitCode(kind)
-	if a.json {
+	code := ExitCode(kind)
+	if c.JSON {
 		type body struct {
 			Kind     string `json:"kind"`
 			Code     string `json:"code,omitempty"`
@@ -83,12 +85,12 @@ func (a *app) report(err error) int {
 			ExitCode int    `json:"exitCode"`
 		}
 		b, _ := json.Marshal(map[string]body{"error": {kind.String(), string(dr.CodeOf(err)), err.Error(), dr.HintOf(err), code}}) // strings only
-		fmt.Fprintf(a.err, "%s\n", b)
+		fmt.Fprintf(c.Err, "%s\n", b)
 		return code
 	}
-	fmt.Fprintln(a.err, "error: "+indent(clean(err.Error(), true), 7))
+	fmt.Fprintln(c.Err, "error: "+indent(Clean(err.Error(), true), 7))
 	if hint := dr.HintOf(err); hint != "" {
-		fmt.Fprintln(a.err, "  do:  "+indent(clean(hint, true), 7))
+		fmt.Fprintln(c.Err, "  do:  "+indent(Clean(hint, true), 7))
 	}
 	return code
 }
@@ -98,9 +100,10 @@ func indent(s string, n int) string {
 	return strings.ReplaceAll(strings.TrimSpace(s), "\n", "\n"+strings.Repeat(" ", n))
 }
 
-func exitCodesTopic() *cobra.Command {
+// ExitCodesTopic is the help topic with the table.
+func ExitCodesTopic() *cobra.Command {
 	var b strings.Builder
-	fmt.Fprintf(&b, "The exit code tells what class of error ended a command:\n\n  %4d  %-16s %s\n", exitOK, "", "done")
+	fmt.Fprintf(&b, "The exit code tells what class of error ended a command:\n\n  %4d  %-16s %s\n", ExitOK, "", "done")
 	for _, e := range exits {
 		fmt.Fprintf(&b, "  %4d  %-16s %s\n", e.code, e.kind, e.means)
 	}

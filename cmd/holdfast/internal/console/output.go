@@ -1,3 +1,10 @@
+// Package console is what all commands share of a terminal: tables and JSON,
+// texts for times and sizes, questions, progress of jobs, errors and exit
+// codes, and small files.
+//
+// It promises that data goes to Out and all else to Err, that texts which others
+// have named can't steer the terminal, that tables fit MinWidth columns without
+// losing anything, and that files appear whole or not at all.
 package console
 
 import (
@@ -10,43 +17,47 @@ import (
 	"github.com/mattn/go-runewidth"
 )
 
-// minWidth is the width that every table fits.
-const minWidth = 80
+// MinWidth is the width that every table fits, columns.
+const MinWidth = 80
 
-// column is one column of a table of T.
-type column[T any] struct {
+// Column is one column of a table of T.
+type Column[T any] struct {
 	head string
 	cell func(T) string
-	// wide columns are the ones that are wrapped when a line gets too long.
 	wide bool
 }
 
-// list prints items as a JSON array or as a table; empty says so in words.
-func list[T any](a *app, items []T, empty string, cols ...column[T]) error {
-	if a.json {
+// Col is a column that is never wrapped.
+func Col[T any](head string, cell func(T) string) Column[T] { return Column[T]{head, cell, false} }
+
+// Wide is a column that is wrapped where lines get too long.
+func Wide[T any](head string, cell func(T) string) Column[T] { return Column[T]{head, cell, true} }
+
+// List prints items as a JSON array or as a table; empty says in words that there are none.
+func List[T any](c *Console, items []T, empty string, cols ...Column[T]) error {
+	if c.JSON {
 		if items == nil {
 			items = []T{}
 		}
-		return a.printJSON(items)
+		return c.PrintJSON(items)
 	}
 	if len(items) == 0 {
-		fmt.Fprintln(a.err, empty)
+		c.Say("%s", empty)
 		return nil
 	}
-	rows := make([][]string, 0, len(items)+1)
 	head, wide := make([]string, len(cols)), make([]bool, len(cols))
-	for i, c := range cols {
-		head[i], wide[i] = c.head, c.wide
+	for i, col := range cols {
+		head[i], wide[i] = col.head, col.wide
 	}
-	rows = append(rows, head)
+	rows := [][]string{head}
 	for _, it := range items {
 		row := make([]string, len(cols))
-		for i, c := range cols {
-			row[i] = clean(c.cell(it), false)
+		for i, col := range cols {
+			row[i] = Clean(col.cell(it), false)
 		}
 		rows = append(rows, row)
 	}
-	_, err := fmt.Fprint(a.out, table(rows, wide, a.width))
+	_, err := fmt.Fprint(c.Out, table(rows, wide, c.Width))
 	return err
 }
 
@@ -116,13 +127,16 @@ func wrap(s string, width int) []string {
 	return append(lines, s)
 }
 
-// field is one line of a description.
-type field struct{ name, value string }
+// Field is one line of a description.
+type Field struct{ name, value string }
 
-// describe prints one object: JSON, or names and values. Empty values are left out.
-func (a *app) describe(v any, fields ...field) error {
-	if a.json {
-		return a.printJSON(v)
+// F makes a Field.
+func F(name, value string) Field { return Field{name, value} }
+
+// Describe prints one object: v as JSON, or names and values. Empty values are left out.
+func (c *Console) Describe(v any, fields ...Field) error {
+	if c.JSON {
+		return c.PrintJSON(v)
 	}
 	most := 0
 	for _, f := range fields {
@@ -134,12 +148,12 @@ func (a *app) describe(v any, fields ...field) error {
 		if f.value == "" {
 			continue
 		}
-		for i, line := range wrap(clean(f.value, false), a.width-most-2) {
+		for i, line := range wrap(Clean(f.value, false), c.Width-most-2) {
 			name := f.name
 			if i > 0 {
 				name = ""
 			}
-			if _, err := fmt.Fprintf(a.out, "%-*s  %s\n", most, name, line); err != nil {
+			if _, err := fmt.Fprintf(c.Out, "%-*s  %s\n", most, name, line); err != nil {
 				return err
 			}
 		}
@@ -147,22 +161,23 @@ func (a *app) describe(v any, fields ...field) error {
 	return nil
 }
 
-func (a *app) printJSON(v any) error {
-	e := json.NewEncoder(a.out)
+// PrintJSON prints v as indented JSON.
+func (c *Console) PrintJSON(v any) error {
+	e := json.NewEncoder(c.Out)
 	e.SetIndent("", "  ")
 	e.SetEscapeHTML(false)
 	return e.Encode(v)
 }
 
-// say tells a person something that is not data.
-func (a *app) say(format string, args ...any) {
-	if !a.json {
-		fmt.Fprintf(a.err, format+"\n", args...)
+// Say tells a person something that is not data. With JSON it is silent.
+func (c *Console) Say(format string, args ...any) {
+	if !c.JSON {
+		fmt.Fprintf(c.Err, format+"\n", args...)
 	}
 }
 
-// clean takes what could steer a terminal out of texts that others have named.
-func clean(s string, lines bool) string {
+// Clean takes what could steer a terminal out of texts that others have named.
+func Clean(s string, lines bool) string {
 	return strings.Map(func(r rune) rune {
 		switch {
 		case r == '\n' && lines:
@@ -176,23 +191,23 @@ func clean(s string, lines bool) string {
 	}, s)
 }
 
-// when shows a time on this machine's clock, and how far away it is.
-func (a *app) when(t *time.Time) string {
+// When shows a time on this machine's clock, and how far away it is.
+func (c *Console) When(t *time.Time) string {
 	if t == nil || t.IsZero() {
 		return "-"
 	}
-	return t.Local().Format("2006-01-02 15:04") + " (" + ago(a.now().Sub(*t)) + ")"
+	return t.Local().Format("2006-01-02 15:04") + " (" + ago(c.Now().Sub(*t)) + ")"
 }
 
 func ago(d time.Duration) string {
 	if d < 0 {
-		return "in " + short(-d)
+		return "in " + Short(-d)
 	}
-	return short(d) + " ago"
+	return Short(d) + " ago"
 }
 
-// short shows a duration in its greatest unit; below ten of it also the next one.
-func short(d time.Duration) string {
+// Short shows a duration in its greatest unit; below ten of it also the next one.
+func Short(d time.Duration) string {
 	units := []struct {
 		n time.Duration
 		s string
@@ -210,10 +225,11 @@ func short(d time.Duration) string {
 	return "0s"
 }
 
-func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }
+// Seconds is n as a duration.
+func Seconds(n int64) time.Duration { return time.Duration(n) * time.Second }
 
-// bytesText shows a size with three digits.
-func bytesText(n int64) string {
+// Bytes shows a size with three digits.
+func Bytes(n int64) string {
 	if n < 1<<10 {
 		return fmt.Sprintf("%d B", n)
 	}
@@ -233,19 +249,22 @@ func bytesText(n int64) string {
 	return ""
 }
 
-// sizeFlag is a flag that takes bytes: 500000, 64K, 20M, 4GiB. The units are powers of 1024.
-type sizeFlag int64
+// Size is a flag that takes bytes: 500000, 64K, 20M, 4GiB. The units are powers of 1024.
+type Size int64
 
-func (s *sizeFlag) String() string {
+// String implements pflag.Value.
+func (s *Size) String() string {
 	if *s == 0 {
 		return ""
 	}
 	return fmt.Sprint(int64(*s))
 }
 
-func (*sizeFlag) Type() string { return "size" }
+// Type implements pflag.Value.
+func (*Size) Type() string { return "size" }
 
-func (s *sizeFlag) Set(text string) error {
+// Set implements pflag.Value.
+func (s *Size) Set(text string) error {
 	number, unit := text, ""
 	if i := strings.IndexFunc(text, func(r rune) bool { return r < '0' || r > '9' }); i >= 0 {
 		number, unit = text[:i], strings.ToUpper(strings.TrimSpace(text[i:]))
@@ -260,12 +279,12 @@ func (s *sizeFlag) Set(text string) error {
 	if !ok || n > (1<<62)>>by {
 		return fmt.Errorf("%q is not a size such as 64K, 20M or 4G", text)
 	}
-	*s = sizeFlag(n << by)
+	*s = Size(n << by)
 	return nil
 }
 
-// dash stands for nothing in a table.
-func dash(s string) string {
+// Dash stands for nothing in a table.
+func Dash(s string) string {
 	if s == "" {
 		return "-"
 	}

@@ -1,7 +1,12 @@
+// Package operate holds the commands that work over the vault's REST API:
+// log in, look, protect, test, fail over.
+//
+// It promises that a change is followed to the end of its job unless --no-wait
+// is given, that ending the command never ends the job, and that nothing is
+// destroyed without a question or --yes.
 package operate
 
 import (
-	"holdfast/cmd/holdfast/internal/console"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,18 +18,34 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"holdfast/cmd/holdfast/internal/console"
 	"holdfast/internal/armclient"
 	"holdfast/internal/dr"
 )
 
+type app struct{ *console.Console }
+
+// Daily are the commands of every day.
+func Daily(c *console.Console) []*cobra.Command {
+	a := &app{c}
+	return []*cobra.Command{a.itemCommand(), a.pointCommand(), a.jobCommand(), a.vmCommand()}
+}
+
+// Setup are the commands that set replication up.
+func Setup(c *console.Console) []*cobra.Command {
+	a := &app{c}
+	return []*cobra.Command{a.loginCommand(), a.siteCommand(), a.providerCommand(), a.policyCommand(), a.mappingCommand()}
+}
+
 const (
-	endpointName = "endpoint.json"
+	// EndpointName is the customary name of an endpoint file.
+	EndpointName = "endpoint.json"
 	// endpointEnv names the endpoint file and wins over 'holdfast login'.
 	endpointEnv = "HOLDFAST_ENDPOINT"
 )
 
-// endpoint is an endpoint file: which vault, and as whom. It holds a secret.
-type endpoint struct {
+// Endpoint is an endpoint file: which vault, and as whom. It holds a secret.
+type Endpoint struct {
 	URL            string `json:"url"`
 	CAFile         string `json:"caFile"` // relative to the endpoint file
 	TenantID       string `json:"tenantId"`
@@ -84,8 +105,8 @@ func (a *app) connect() (*armclient.Client, error) {
 	return c, err
 }
 
-func (a *app) open(path string) (endpoint, *armclient.Client, error) {
-	var ep endpoint
+func (a *app) open(path string) (Endpoint, *armclient.Client, error) {
+	var ep Endpoint
 	info, err := os.Stat(path)
 	if err != nil {
 		return ep, nil, console.ClassifyAs(err, "read the endpoint file")
@@ -169,9 +190,9 @@ func (a *app) complete(names func(ctx context.Context, c *armclient.Client) ([]s
 		if len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		quiet := *a
+		quiet := *a.Console
 		quiet.JSON = true // no warnings into the shell
-		c, err := quiet.connect()
+		c, err := (&app{&quiet}).connect()
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}

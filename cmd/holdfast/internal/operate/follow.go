@@ -1,7 +1,6 @@
 package operate
 
 import (
-	"holdfast/cmd/holdfast/internal/console"
 	"context"
 	"fmt"
 	"io"
@@ -11,6 +10,7 @@ import (
 	"github.com/mattn/go-runewidth"
 	"github.com/spf13/cobra"
 
+	"holdfast/cmd/holdfast/internal/console"
 	"holdfast/internal/armclient"
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
@@ -37,7 +37,7 @@ func (a *app) finish(ctx context.Context, c *armclient.Client, op *armclient.Ope
 	if err := op.Wait(ctx, nil, p.update); err != nil {
 		return goesOn(ctx, op.JobID, err)
 	}
-	return a.printJob(ctx, c, op.JobID)
+	return a.printJob(ctx, c, op.JobID, false)
 }
 
 // goesOn explains that a job is not ended by ending the command that follows it.
@@ -135,12 +135,17 @@ func (p *progress) update(j armwire.Job) {
 		_, _ = io.WriteString(p.w, b.String()) // only progress
 		return
 	}
-	p.line("", j.State, p.headline(j))
+	if !ended(j) {
+		p.line("", j.State, p.headline(j))
+	}
 	for i, l := range p.tasks(j) {
 		t := j.Tasks[i]
 		if t.State != "NotStarted" {
 			p.line(t.TaskID, fmt.Sprint(t.State, int(t.ProgressPercent)/10, t.Attempt, t.Note), l)
 		}
+	}
+	if ended(j) {
+		p.line("", j.State, p.headline(j))
 	}
 }
 

@@ -1,7 +1,6 @@
 package operate
 
 import (
-	"holdfast/cmd/holdfast/internal/console"
 	"context"
 	"fmt"
 	"strings"
@@ -9,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"holdfast/cmd/holdfast/internal/console"
 	"holdfast/internal/armclient"
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
@@ -384,7 +384,8 @@ func itemPoint(ctx context.Context, c *armclient.Client, item, point string) (ar
 	return s, p.ID, err
 }
 
-type pointView struct {
+// PointView is a recovery point as --output json shows it.
+type PointView struct {
 	Name        string     `json:"name"`
 	Time        *time.Time `json:"time"`
 	Consistency string     `json:"consistency"` // crash, fs or app
@@ -404,21 +405,22 @@ func (a *app) pointCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var views []pointView
+		var views []PointView
 		for _, p := range all {
 			q := p.Properties
-			views = append(views, pointView{p.Name, q.RecoveryPointTime, q.Consistency, q.Resync, q.DirtyBytes, q.StoredBytes})
+			views = append(views, PointView{p.Name, q.RecoveryPointTime, q.Consistency, q.Resync, q.DirtyBytes, q.StoredBytes})
 		}
-		return console.List(a.Console, views, "There are no recovery points yet.", pointColumns(a)...)
+		return console.List(a.Console, views, "There are no recovery points yet.", PointColumns(a.Console)...)
 	})}
 	ls.ValidArgsFunction = a.completeItems()
 	c.AddCommand(ls)
 	return c
 }
 
-func pointColumns(a *app) []console.Column[pointView] {
-	return []console.Column[pointView]{
-		console.Col("POINT", func(p pointView) string { return p.Name }), console.Wide("TIME", func(p pointView) string { return a.When(p.Time) }),
-		console.Col("CONSISTENT", func(p pointView) string { return p.Consistency }), console.Col("STORED", func(p pointView) string { return console.Bytes(p.StoredBytes) }),
+// PointColumns are the columns of a table of points.
+func PointColumns(c *console.Console) []console.Column[PointView] {
+	return []console.Column[PointView]{
+		console.Col("POINT", func(p PointView) string { return p.Name }), console.Wide("TIME", func(p PointView) string { return c.When(p.Time) }),
+		console.Col("CONSISTENT", func(p PointView) string { return p.Consistency }), console.Col("STORED", func(p PointView) string { return console.Bytes(p.StoredBytes) }),
 	}
 }

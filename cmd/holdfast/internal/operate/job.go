@@ -1,17 +1,15 @@
 package operate
 
 import (
-	"holdfast/cmd/holdfast/internal/console"
 	"context"
-	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"holdfast/cmd/holdfast/internal/console"
 	"holdfast/internal/armclient"
 	"holdfast/internal/armwire"
 )
@@ -93,7 +91,7 @@ func (a *app) jobCommand() *cobra.Command {
 			views = append(views, viewJob(j.Name, j.Properties))
 		}
 		return console.List(a.Console, views, "There are no jobs.",
-			console.Col("JOB", func(j jobView) string { return j.ID }), console.Wide("WHAT", func(j jobView) string { return j.Title + " " + j.Target }),
+			console.Col("JOB", func(j jobView) string { return j.ID[:min(len(j.ID), shortID)] }), console.Wide("WHAT", func(j jobView) string { return j.Title + " " + j.Target }),
 			console.Wide("STATE", func(j jobView) string { return j.State }), console.Wide("STARTED", func(j jobView) string { return a.When(j.Started) }))
 	})}
 	ls.Flags().StringVar(&state, "state", "", "only jobs of this state, such as InProgress or Failed")
@@ -101,34 +99,42 @@ func (a *app) jobCommand() *cobra.Command {
 	ls.Flags().IntVar(&limit, "limit", 20, "at most so many")
 	var shot string
 	show := &cobra.Command{Use: "show JOB", Short: "Show a job with its tasks", Args: cobra.ExactArgs(1), RunE: a.withClient(func(ctx context.Context, c *armclient.Client, args []string) error {
+		id, err := jobID(ctx, c, args[0])
+		if err != nil {
+			return err
+		}
 		if shot != "" {
-			png, err := c.Jobs().Screenshot(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			if err := console.CreateFile(shot, png); err != nil {
+			if err := console.CreateFile(shot, func() ([]byte, error) { return c.Jobs().Screenshot(ctx, id) }); err != nil {
 				return err
 			}
 			a.Say("The console screenshot is in %s.", shot)
 		}
-		return a.printJob(ctx, c, args[0])
+		return a.printJob(ctx, c, id, true)
 	})}
 	show.Flags().StringVar(&shot, "screenshot", "", "also save the console screenshot of a failover to this file (PNG)")
 	watch := &cobra.Command{Use: "watch JOB", Short: "Follow a job to its end; the exit code tells how it ended", Args: cobra.ExactArgs(1), RunE: a.withClient(func(ctx context.Context, c *armclient.Client, args []string) error {
-		if _, err := a.watch(ctx, c, args[0]); err != nil {
+		id, err := jobID(ctx, c, args[0])
+		if err != nil {
 			return err
 		}
-		return a.printJob(ctx, c, args[0])
+		if _, err := a.watch(ctx, c, id); err != nil {
+			return err
+		}
+		return a.printJob(ctx, c, id, false)
 	})}
 	c.AddCommand(ls, show, watch)
 	for _, act := range []struct{ verb, short string }{
 		{"cancel", "Cancel a job; what it has half made is undone"}, {"restart", "Start a failed job again at the step that failed"}, {"resume", "Let a job go on that waits for a person"},
 	} {
 		sub := &cobra.Command{Use: act.verb + " JOB", Short: act.short, Args: cobra.ExactArgs(1), RunE: a.withClient(func(ctx context.Context, c *armclient.Client, args []string) error {
-			if _, err := c.Jobs().Do(ctx, args[0], act.verb, ""); err != nil {
+			id, err := jobID(ctx, c, args[0])
+			if err != nil {
 				return err
 			}
-			return a.printJob(ctx, c, args[0])
+			if _, err := c.Jobs().Do(ctx, id, act.verb, ""); err != nil {
+				return err
+			}
+			return a.printJob(ctx, c, id, false)
 		})}
 		c.AddCommand(sub)
 	}
@@ -149,24 +155,24 @@ func (a *app) jobCommand() *cobra.Command {
 // quote escapes a text of a $filter.
 func quote(s string) string { return strings.ReplaceAll(s, "'", "''") }
 
-// createFile writes a new file that only its owner can read.
-func console.CreateFile(path string, raw []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+// shortID is how far tables show a job's id: it begins with its time in milliseconds.
+const shortID = 13
+
+// jobID completes an abbreviated id.
+func jobID(ctx context.Context, c *armclient.Client, ref string) (string, error) {
+	if len(ref) >= 36 {
+		return ref, nil
+	}
+	all, err := c.Jobs().List(ctx, "")
 	if err != nil {
-		return console.Classify(fmt.Errorf("write %s: %w", path, err))
+		return "", err
 	}
-	defer f.Close() // after Sync it has nothing to say
-	if _, err = f.Write(raw); err == nil {
-		err = f.Sync()
-	}
-	if err != nil {
-		return console.ClassifyAs(err, "write "+path)
-	}
-	return nil
+	j, err := find(all, "job", ref, "holdfast job list", func(j armclient.Job) bool { return ref != "" && strings.HasPrefix(j.Name, strings.ToLower(ref)) })
+	return j.Name, err
 }
 
-// printJob prints a job as it is now.
-func (a *app) printJob(ctx context.Context, c *armclient.Client, id string) error {
+// printJob prints a job as it is now, in table form with its tasks or in short.
+func (a *app) printJob(ctx context.Context, c *armclient.Client, id string, tasks bool) error {
 	j, err := c.Jobs().Get(ctx, id)
 	if err != nil {
 		return err
@@ -176,14 +182,14 @@ func (a *app) printJob(ctx context.Context, c *armclient.Client, id string) erro
 	if v.Started != nil && v.Ended != nil {
 		took = console.Short(v.Ended.Sub(*v.Started))
 	}
-	fields := []console.Field{{"job", v.ID}, {"what", strings.TrimSpace(v.Title + " " + v.Target)}, {"state", v.State}, {"started", a.When(v.Started)}, {"took", took},
-		{"by", v.RequestedBy}, {"possible", strings.Join(v.AllowedActions, ", ")}}
-	for i, l := range a.progress().tasks(j.Properties) {
-		name := ""
-		if i == 0 {
-			name = "tasks"
+	fields := []console.Field{console.F("job", v.ID), console.F("what", strings.TrimSpace(v.Title+" "+v.Target)), console.F("state", v.State), console.F("took", took)}
+	if tasks {
+		fields = append(fields, console.F("started", a.When(v.Started)), console.F("by", v.RequestedBy), console.F("possible", strings.Join(v.AllowedActions, ", ")))
+		name := "tasks"
+		for _, l := range a.progress().tasks(j.Properties) {
+			fields = append(fields, console.F(name, strings.TrimPrefix(l, "  ")))
+			name = ""
 		}
-		fields = append(fields, console.F(name, strings.TrimPrefix(l, "  ")))
 	}
 	for _, e := range v.Errors {
 		fields = append(fields, console.F("error", e.Message), console.F("  do", e.Hint))

@@ -1,13 +1,13 @@
 package operate
 
 import (
-	"holdfast/cmd/holdfast/internal/console"
 	"context"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"holdfast/cmd/holdfast/internal/console"
 	"holdfast/internal/armclient"
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"

@@ -1,7 +1,6 @@
 package operate
 
 import (
-	"holdfast/cmd/holdfast/internal/console"
 	"context"
 	"fmt"
 	"strings"
@@ -9,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"holdfast/cmd/holdfast/internal/console"
 	"holdfast/internal/armclient"
 	"holdfast/internal/dr"
 )
@@ -110,15 +110,15 @@ func (a *app) siteKeyCommand() *cobra.Command {
 			if out == "" {
 				out = f.Name + ".VaultCredentials"
 			}
-			raw, err := c.RegistrationKey(ctx, f.Name, oneTime, hours)
-			if err != nil {
-				return err
-			}
+			issue := func() ([]byte, error) { return c.RegistrationKey(ctx, f.Name, oneTime, hours) }
 			if out == "-" {
-				_, err := a.Out.Write(raw)
+				raw, err := issue()
+				if err == nil {
+					_, err = a.Out.Write(raw)
+				}
 				return err
 			}
-			if err := console.CreateFile(out, raw); err != nil {
+			if err := console.CreateFile(out, issue); err != nil {
 				return err
 			}
 			a.Say("Register a host with 'holdfast agent register --key %s'.", out)

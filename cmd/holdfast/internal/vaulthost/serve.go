@@ -1,7 +1,6 @@
 package vaulthost
 
 import (
-	"holdfast/cmd/holdfast/internal/console"
 	"context"
 	"errors"
 	"io"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"holdfast/cmd/holdfast/internal/console"
 	"holdfast/internal/agentapi"
 	"holdfast/internal/agentgate"
 	"holdfast/internal/armapi"

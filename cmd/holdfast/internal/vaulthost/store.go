@@ -1,7 +1,6 @@
 package vaulthost
 
 import (
-	"holdfast/cmd/holdfast/internal/console"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"holdfast/cmd/holdfast/internal/console"
+	"holdfast/cmd/holdfast/internal/operate"
 	"holdfast/internal/dr"
 	"holdfast/internal/hydrate"
 	"holdfast/internal/objstore"
@@ -38,7 +39,7 @@ func (s *storeFlags) open(ctx context.Context) (*store.Store, func() error, erro
 	}
 	b, err := file.Open(ctx, file.Config{Dir: s.dir, ReadOnly: true})
 	if err != nil {
-		return nil, nil, console.Classify(err)
+		return nil, nil, notAStore(err)
 	}
 	st := store.New(store.Config{Bucket: b, Keys: store.NewKeyring(b, key)})
 	// A store that has lost vault.json is still readable: every machine's key says if it fits.
@@ -48,15 +49,21 @@ func (s *storeFlags) open(ctx context.Context) (*store.Store, func() error, erro
 	return st, b.Close, nil
 }
 
+// notAStore explains why a directory can't be opened as a store.
+func notAStore(err error) error {
+	err = console.Classify(err)
+	return &dr.Error{Kind: dr.KindOf(err), Op: "store.open", Message: err.Error(), Hint: "Give the directory that holds bucket.json with --store; see whether its disk is mounted."}
+}
+
 // machineView is a replica as 'store ls' shows it.
 type machineView struct {
-	Machine string        `json:"machine"`
-	VM      string        `json:"vm,omitempty"`
-	Disks   []string      `json:"disks,omitempty"`
-	Points  []pointView   `json:"points"`
-	Refused []refusedView `json:"refused,omitempty"`
-	Fenced  int           `json:"fencedCuts,omitempty"` // written by a stale generation; they are no recovery points
-	Error   string        `json:"error,omitempty"`
+	Machine string              `json:"machine"`
+	VM      string              `json:"vm,omitempty"`
+	Disks   []string            `json:"disks,omitempty"`
+	Points  []operate.PointView `json:"points"`
+	Refused []refusedView       `json:"refused,omitempty"`
+	Fenced  int                 `json:"fencedCuts,omitempty"` // written by a stale generation; they are no recovery points
+	Error   string              `json:"error,omitempty"`
 }
 
 type refusedView struct {
@@ -66,7 +73,7 @@ type refusedView struct {
 
 // read tells what the store has of a machine.
 func readMachine(ctx context.Context, st *store.Store, m dr.MachineID) (machineView, *store.Chain, error) {
-	v := machineView{Machine: string(m), Points: []pointView{}}
+	v := machineView{Machine: string(m), Points: []operate.PointView{}}
 	chain, err := st.Chain(ctx, m)
 	if err != nil {
 		if dr.KindOf(err) != dr.KindCorrupt {
@@ -77,7 +84,8 @@ func readMachine(ctx context.Context, st *store.Store, m dr.MachineID) (machineV
 	}
 	for _, c := range chain.Points {
 		p := c.Point(m)
-		v.Points = append(v.Points, pointView{p.Name(), &p.Time, string(p.Consistency), p.Resync, p.DirtyBytes, p.StoredBytes})
+		v.Points = append(v.Points, operate.PointView{Name: p.Name(), Time: &p.Time, Consistency: string(p.Consistency), Resync: p.Resync,
+			DirtyBytes: p.DirtyBytes, StoredBytes: p.StoredBytes})
 	}
 	for _, r := range chain.Refused {
 		v.Refused = append(v.Refused, refusedView{dr.PointName(r.Gen, r.N), r.Err.Error()})
@@ -150,7 +158,7 @@ func (a *app) storeListCommand() *cobra.Command {
 			if err := a.Describe(m, console.F("machine", m.Machine), console.F("vm", m.VM), console.F("disks", strings.Join(m.Disks, ", ")), console.F("error", m.Error)); err != nil {
 				return err
 			}
-			if err := console.List(a.Console, m.Points, "There are no recovery points.", pointColumns(a)...); err != nil {
+			if err := console.List(a.Console, m.Points, "There are no recovery points.", operate.PointColumns(a.Console)...); err != nil {
 				return err
 			}
 			for _, r := range m.Refused {
@@ -330,7 +338,7 @@ func (a *app) storeValidateCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) (err error) {
 			b, err := file.Open(c.Context(), file.Config{Dir: filepath.Clean(dir)})
 			if err != nil {
-				return console.Classify(err)
+				return notAStore(err)
 			}
 			defer console.Closing(&err, b.Close)
 			results, failed := objstore.Validate(c.Context(), b, "validate/")

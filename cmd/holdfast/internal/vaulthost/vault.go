@@ -1,13 +1,18 @@
+// Package vaulthost holds the commands of the vault's machine: making and
+// running a vault, and the tools that read its store without any vault.
+//
+// It owns the vault's data directory and the wiring of the parts that a vault
+// process is made of. It promises that 'vault init' never overwrites anything
+// and can be repeated after an interruption, and that a vault that is told to
+// stop lets requests that run come to their end.
 package vaulthost
 
 import (
-	"holdfast/cmd/holdfast/internal/console"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/big"
 	"net"
@@ -20,6 +25,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"holdfast/cmd/holdfast/internal/console"
+	"holdfast/cmd/holdfast/internal/operate"
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
 	"holdfast/internal/objstore/file"
@@ -27,6 +34,14 @@ import (
 	"holdfast/internal/vault"
 	"holdfast/internal/vault/access"
 )
+
+type app struct{ *console.Console }
+
+// VaultCommand is 'holdfast vault'.
+func VaultCommand(c *console.Console) *cobra.Command { return (&app{c}).vaultCommand() }
+
+// StoreCommand is 'holdfast store'.
+func StoreCommand(c *console.Console) *cobra.Command { return (&app{c}).storeCommand() }
 
 // Files of the data directory.
 const (
@@ -129,7 +144,7 @@ func (a *app) vaultInit(ctx context.Context, o initOptions) error {
 	for _, f := range []struct {
 		name string
 		v    any
-	}{{endpointName, ep}, {configName, cfg}} { // the configuration last: with it the vault is made
+	}{{operate.EndpointName, ep}, {configName, cfg}} { // the configuration last: with it the vault is made
 		raw, err := json.MarshalIndent(f.v, "", "  ")
 		if err == nil {
 			err = console.ReplaceFile(filepath.Join(dir, f.name), append(raw, '\n'), 0o600)
@@ -215,11 +230,11 @@ func (c *vaultConfig) identity() vault.Identity {
 func prepareData(dir string) error {
 	const op = "vault.init"
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return dr.Errorf(dr.KindUnavailable, op, "make the data directory: %w", err)
+		return console.ClassifyAs(err, "make the data directory")
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return dr.Errorf(dr.KindUnavailable, op, "read the data directory: %w", err)
+		return console.ClassifyAs(err, "read the data directory")
 	}
 	have := map[string]bool{}
 	for _, e := range entries {
@@ -233,7 +248,7 @@ func prepareData(dir string) error {
 		return dr.New(dr.KindConflict, dr.CodeAlreadyExists, op, "the data directory %s is not empty", dir).WithHint("Choose a new or empty directory.")
 	}
 	if err := os.Chmod(dir, 0o700); err != nil {
-		return dr.Errorf(dr.KindUnavailable, op, "keep others out of the data directory: %w", err)
+		return console.ClassifyAs(err, "keep others out of the data directory")
 	}
 	return nil
 }
@@ -294,34 +309,17 @@ func readKey(path string) (cut.VaultPrivateKey, error) {
 	if err != nil {
 		return cut.VaultPrivateKey{}, console.ClassifyAs(err, "read the private key")
 	}
-	return cut.ParseVaultPrivateKey(string(raw))
-}
-
-// classifyAs says what was tried and keeps the cause.
-func console.ClassifyAs(err error, what string) error {
-	kind := dr.KindUnavailable
-	if errors.Is(err, os.ErrNotExist) {
-		kind = dr.KindNotFound
-	} else if errors.Is(err, os.ErrPermission) {
-		kind = dr.KindForbidden
-	}
-	return &dr.Error{Kind: kind, Op: "holdfast", Message: what, Err: err}
-}
-
-// readSmall reads a file of at most 1 MiB.
-func console.ReadSmall(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	key, err := cut.ParseVaultPrivateKey(string(raw))
 	if err != nil {
-		return nil, err
+		return key, dr.New(dr.KindOf(err), dr.CodeOf(err), "holdfast", "%s is not a vault's private key: %w", path, err)
 	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, 1<<20))
+	return key, nil
 }
 
 // firstAccess starts the vault for a moment, so that it makes its authority,
 // claims the store and makes the first user and API client.
-func firstAccess(ctx context.Context, p *vaultParts) (endpoint, made, error) {
-	fail := func(err error) (endpoint, made, error) { return endpoint{}, made{}, err }
+func firstAccess(ctx context.Context, p *vaultParts) (operate.Endpoint, made, error) {
+	fail := func(err error) (operate.Endpoint, made, error) { return operate.Endpoint{}, made{}, err }
 	if err := p.vault.Start(ctx); err != nil {
 		return fail(err)
 	}
@@ -342,27 +340,10 @@ func firstAccess(ctx context.Context, p *vaultParts) (endpoint, made, error) {
 		return fail(dr.Errorf(dr.KindUnavailable, "vault.init", "write %s: %w", caName, err))
 	}
 	c := p.cfg
-	ep := endpoint{URL: c.PublicURL, CAFile: ca, TenantID: c.TenantID, ClientID: b.ClientID, ClientSecret: b.ClientSecret, SubscriptionID: c.SubscriptionID,
+	ep := operate.Endpoint{URL: c.PublicURL, CAFile: ca, TenantID: c.TenantID, ClientID: b.ClientID, ClientSecret: b.ClientSecret, SubscriptionID: c.SubscriptionID,
 		ResourceGroup: c.ResourceGroup, VaultName: c.Name}
-	return ep, made{Portal: c.PublicURL + "/portal", User: b.User, Password: b.Password, EndpointFile: filepath.Join(p.dir, endpointName),
+	return ep, made{Portal: c.PublicURL + "/portal", User: b.User, Password: b.Password, EndpointFile: filepath.Join(p.dir, operate.EndpointName),
 		KeyFile: filepath.Join(p.dir, keyName), CAFile: ca}, nil
-}
-
-// replaceFile writes a file durably and in one step.
-func console.ReplaceFile(path string, raw []byte, mode os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".new-*") // made with mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(raw)
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncDir(filepath.Dir(path))
 }
 
 func (a *app) vaultPasswordCommand() *cobra.Command {

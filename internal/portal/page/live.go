@@ -1,4 +1,4 @@
-package portal
+package page
 
 import (
 	"fmt"
@@ -16,10 +16,10 @@ const (
 	streamWrite = 10 * time.Second
 )
 
-// stream tells a page what has changed, as server-sent events "change" with
+// Stream tells a page what has changed, as server-sent events "change" with
 // the data "kind/id". The page reads itself again; nothing else is in the
 // stream, so a lost event costs a few seconds and never a wrong picture.
-func (c *core) stream(w http.ResponseWriter, r *request) error {
+func (c *Core) Stream(w http.ResponseWriter, r *Request) error {
 	select {
 	case c.streams <- struct{}{}:
 		defer func() { <-c.streams }()
@@ -28,7 +28,7 @@ func (c *core) stream(w http.ResponseWriter, r *request) error {
 		return dr.Errorf(dr.KindExhausted, "portal.events", "too many pages are open")
 	}
 	ctx := r.Context()
-	changes := c.v.Subscribe(ctx)
+	changes := c.V.Subscribe(ctx)
 	rc := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no")

@@ -1,4 +1,4 @@
-package portal
+package page
 
 import (
 	"net/http"
@@ -7,22 +7,23 @@ import (
 	"time"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
 )
 
-// accountPages are signing in and out.
-type accountPages struct{ *core }
+// Account is signing in and out.
+type Account struct{ *Core }
 
-func (c *core) cookieName() string {
-	if c.cfg.InsecureCookie {
+func (c *Core) cookieName() string {
+	if c.Cfg.InsecureCookie {
 		return "holdfast-session"
 	}
 	return "__Host-holdfast-session"
 }
 
-func (c *core) setCookie(w http.ResponseWriter, value string, age int) {
+func (c *Core) setCookie(w http.ResponseWriter, value string, age int) {
 	http.SetCookie(w, &http.Cookie{Name: c.cookieName(), Value: value, Path: "/", MaxAge: age,
-		Secure: !c.cfg.InsecureCookie, HttpOnly: true, SameSite: http.SameSiteLaxMode})
+		Secure: !c.Cfg.InsecureCookie, HttpOnly: true, SameSite: http.SameSiteLaxMode})
 }
 
 // signInBody is the form; the password is never sent back.
@@ -36,26 +37,28 @@ func local(next string) string {
 	return "/portal"
 }
 
-func (a accountPages) form(w http.ResponseWriter, hr *http.Request) {
-	r := &request{Request: hr, status: http.StatusOK}
+// Form shows the sign-in page.
+func (a Account) Form(w http.ResponseWriter, hr *http.Request) {
+	r := &Request{Request: hr, Status: http.StatusOK}
 	next := local(hr.URL.Query().Get("next"))
 	if _, err := a.session(hr); err == nil {
 		http.Redirect(w, hr, next, http.StatusSeeOther)
 		return
 	}
-	if err := a.render(w, r, "signin", view{Title: "Sign in", URL: "/portal/signin", Body: signInBody{Next: next}}); err != nil {
+	if err := a.Render(w, r, "signin", View{Title: "Sign in", URL: "/portal/signin", Body: signInBody{Next: next}}); err != nil {
 		a.fail(w, r, err)
 	}
 }
 
-func (a accountPages) signIn(w http.ResponseWriter, hr *http.Request) {
+// SignIn checks the password and begins a session.
+func (a Account) SignIn(w http.ResponseWriter, hr *http.Request) {
 	hr.Body = http.MaxBytesReader(w, hr.Body, 16<<10)
-	r := &request{Request: hr, status: http.StatusOK}
+	r := &Request{Request: hr, Status: http.StatusOK}
 	user, next := strings.TrimSpace(hr.PostFormValue("user")), local(hr.PostFormValue("next"))
 	var session string
 	err := a.limit.allow(user)
 	if err == nil {
-		session, _, err = a.v.Login(hr.Context(), user, hr.PostFormValue("password"))
+		session, _, err = a.V.Login(hr.Context(), user, hr.PostFormValue("password"))
 	}
 	if err == nil {
 		a.limit.succeeded(user)
@@ -64,18 +67,19 @@ func (a accountPages) signIn(w http.ResponseWriter, hr *http.Request) {
 		return
 	}
 	if k := dr.KindOf(err); k != dr.KindUnauthenticated && k != dr.KindExhausted {
-		a.cfg.Log.Warn("portal: sign-in failed", "err", err)
+		a.Cfg.Log.Warn("portal: sign-in failed", "err", err)
 	}
-	r.problem, r.status = problemOf(err), statusOf(err)
-	if err := a.render(w, r, "signin", view{Title: "Sign in", URL: "/portal/signin", Body: signInBody{User: user, Next: next}}); err != nil {
+	r.Problem, r.Status = words.ProblemOf(err), words.StatusOf(err)
+	if err := a.Render(w, r, "signin", View{Title: "Sign in", URL: "/portal/signin", Body: signInBody{User: user, Next: next}}); err != nil {
 		a.fail(w, r, err)
 	}
 }
 
-func (a accountPages) signOut(w http.ResponseWriter, hr *http.Request) {
+// SignOut ends the session at the vault, then the cookie.
+func (a Account) SignOut(w http.ResponseWriter, hr *http.Request) {
 	if cookie, err := hr.Cookie(a.cookieName()); err == nil && cookie.Value != "" {
-		if err := a.v.Logout(hr.Context(), cookie.Value); err != nil {
-			a.fail(w, &request{Request: hr}, err) // the session may still be good: say so
+		if err := a.V.Logout(hr.Context(), cookie.Value); err != nil {
+			a.fail(w, &Request{Request: hr}, err) // the session may still be good: say so
 			return
 		}
 	}
@@ -95,9 +99,11 @@ type attempts struct {
 	last time.Time
 }
 
+// Limits of signing in: after FreeAttempts failures in a row each further
+// attempt as the same user has to wait for AttemptWait.
 const (
-	freeAttempts  = 5
-	attemptWait   = 30 * time.Second
+	FreeAttempts  = 5
+	AttemptWait   = 30 * time.Second
 	attemptForget = 15 * time.Minute
 	maxAttempts   = 4096 // users remembered
 )
@@ -115,9 +121,9 @@ func (l *limiter) allow(user string) error {
 	if now.Sub(a.last) > attemptForget {
 		a = attempts{}
 	}
-	if wait := attemptWait - now.Sub(a.last); a.n >= freeAttempts && wait > 0 {
+	if wait := AttemptWait - now.Sub(a.last); a.n >= FreeAttempts && wait > 0 {
 		return dr.Errorf(dr.KindExhausted, "portal.signIn", "there were too many attempts to sign in as this user").
-			WithHint("Wait %s, then try again.", span(wait.Round(time.Second)))
+			WithHint("Wait %s, then try again.", words.Span(wait.Round(time.Second)))
 	}
 	if len(l.seen) >= maxAttempts {
 		clear(l.seen)

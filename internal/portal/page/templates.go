@@ -1,4 +1,4 @@
-package portal
+package page
 
 import (
 	"embed"
@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"holdfast/internal/dr"
+	"holdfast/internal/portal/words"
 )
 
 //go:embed templates
@@ -42,32 +42,28 @@ func loadTemplates(a *assets, now func() time.Time) (map[string]*template.Templa
 
 func functions(a *assets, now func() time.Time) template.FuncMap {
 	return template.FuncMap{
-		"asset":      a.url,
-		"icon":       iconOf(icons()),
-		"bytes":      bytesText,
-		"span":       span,
-		"percent":    percent,
-		"clock":      clock,
-		"count":      count,
-		"when":       func(t time.Time) template.HTML { return when(t, now()) },
-		"ago":        func(t time.Time) string { return relative(t, now()) },
-		"since":      func(t time.Time) time.Duration { return max(now().Sub(t), 0) },
-		"path":       url.PathEscape,
-		"health":     healthPill,
-		"jobpill":    jobPill,
-		"pill":       func(tone, text string) pill { return pill{tone, toneIcon(tone), text} },
-		"explain":    explain,
+		"asset":   a.url,
+		"icon":    iconOf(icons()),
+		"bytes":   words.Bytes,
+		"span":    words.Span,
+		"percent": words.Percent,
+		"clock":   words.Clock,
+		"count":   words.Count,
+		"when":    func(t time.Time) template.HTML { return words.When(t, now()) },
+		"path":    url.PathEscape,
+		"health":  words.Health,
+		"jobpill": words.Job,
+		"pill": func(tone, text string) words.Pill {
+			return words.Pill{Tone: tone, Icon: words.ToneIcon(tone), Text: text}
+		},
 		"join":       strings.Join,
-		"lower":      strings.ToLower,
-		"seconds":    func(d time.Duration) int64 { return int64(d / time.Second) },
-		"duration":   jobDuration(now),
+		"duration":   words.Duration(now),
 		"args":       args,
-		"point":      func(p dr.RecoveryPoint) string { return p.Name() },
-		"level":      consistencyText,
-		"among":      func(v, words string) bool { return slices.Contains(strings.Fields(words), v) },
-		"ranges":     func() []string { return []string{"1h", "24h", "7d"} },
-		"jobpercent": jobPercentOf,
+		"level":      words.Consistency,
 		"short":      func(v any) string { s := fmt.Sprint(v); return s[:min(len(s), 8)] },
+		"among":      func(v, list string) bool { return slices.Contains(strings.Fields(list), v) },
+		"ranges":     func() []string { return []string{"1h", "24h", "7d"} },
+		"jobpercent": words.JobPercentOf,
 	}
 }
 
@@ -85,97 +81,6 @@ func args(kv ...any) (map[string]any, error) {
 		m[k] = kv[i+1]
 	}
 	return m, nil
-}
-
-// pill is a state with an icon: never by its colour alone.
-type pill struct{ Tone, Icon, Text string }
-
-func toneIcon(tone string) string {
-	switch tone {
-	case "good":
-		return "ok"
-	case "warn":
-		return "warning"
-	case "bad":
-		return "error"
-	case "busy":
-		return "sync"
-	case "wait":
-		return "person"
-	}
-	return "dot"
-}
-
-func healthPill(h dr.Health) pill {
-	tone, text := "idle", string(h)
-	switch h {
-	case dr.HealthNormal:
-		tone, text = "good", "Healthy"
-	case dr.HealthWarning:
-		tone = "warn"
-	case dr.HealthCritical:
-		tone = "bad"
-	case "":
-		text = "Not assessed"
-	}
-	return pill{tone, toneIcon(tone), text}
-}
-
-func jobPill(s dr.JobState) pill {
-	tone, text := "idle", string(s)
-	switch s {
-	case dr.JobSucceeded:
-		tone, text = "good", "Successful"
-	case dr.JobFailed:
-		tone, text = "bad", "Failed"
-	case dr.JobInProgress:
-		tone, text = "busy", "In progress"
-	case dr.JobCancelling:
-		tone, text = "busy", "Cancelling"
-	case dr.JobWaiting:
-		tone, text = "wait", "Waiting for input"
-	case dr.JobNotStarted:
-		text = "Not started"
-	case dr.JobCancelled:
-		text = "Cancelled"
-	case dr.JobSkipped:
-		text = "Skipped"
-	}
-	return pill{tone, toneIcon(tone), text}
-}
-
-// jobPercentOf is jobPercent for a job or a pointer to one.
-func jobPercentOf(j any) float64 {
-	switch j := j.(type) {
-	case dr.Job:
-		return jobPercent(j)
-	case *dr.Job:
-		return jobPercent(*j)
-	}
-	return 0
-}
-
-// jobDuration says how long a job or task took or has taken so far.
-func jobDuration(now func() time.Time) func(started, ended time.Time) string {
-	return func(started, ended time.Time) string {
-		switch {
-		case started.IsZero():
-			return "–"
-		case ended.IsZero():
-			ended = now()
-		}
-		return span(ended.Sub(started).Truncate(100 * time.Millisecond))
-	}
-}
-
-func consistencyText(c dr.Consistency) string {
-	switch c {
-	case dr.AppConsistent:
-		return "App-consistent"
-	case dr.FileSystemConsistent:
-		return "File-system-consistent"
-	}
-	return "Crash-consistent"
 }
 
 // icons are drawn on a 20×20 grid in strokes of the text's colour.

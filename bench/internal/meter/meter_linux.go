@@ -1,4 +1,4 @@
-package main
+package meter
 
 import (
 	"errors"
@@ -12,12 +12,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"holdfast/internal/extent"
 )
 
-// selfCPU is the CPU time that this process has used, without its children.
-func selfCPU() (time.Duration, error) {
+// SelfCPU is the CPU time that this process has used, without its children.
+func SelfCPU() (time.Duration, error) {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 		return 0, fmt.Errorf("ask for own CPU time: %w", err)
@@ -25,8 +23,8 @@ func selfCPU() (time.Duration, error) {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), nil
 }
 
-// processCPU is the CPU time that a running process has used, in ticks of 10 ms.
-func processCPU(pid int) (time.Duration, error) {
+// ProcessCPU is the CPU time that a running process has used, in ticks of 10 ms.
+func ProcessCPU(pid int) (time.Duration, error) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
@@ -42,9 +40,9 @@ func processCPU(pid int) (time.Duration, error) {
 	return time.Duration(u+s) * 10 * time.Millisecond, errors.Join(uerr, serr)
 }
 
-// peakRSS is the most memory that this process has had resident, bytes, mapped files included.
+// PeakRSS is the most memory that this process has had resident, bytes, mapped files included.
 // The kernel's rusage would count what the parent had before exec.
-func peakRSS() (int64, error) { return procField("/proc/self/status", "VmHWM:") }
+func PeakRSS() (int64, error) { return procField("/proc/self/status", "VmHWM:") }
 
 func procField(path, name string) (int64, error) {
 	raw, err := os.ReadFile(path)
@@ -60,7 +58,8 @@ func procField(path, name string) (int64, error) {
 	return 0, fmt.Errorf("%s has no %s", path, name)
 }
 
-func loadAverage() (l [3]float64) {
+// LoadAverage is the load of the last 1, 5 and 15 minutes; zeroes where it is not known.
+func LoadAverage() (l [3]float64) {
 	raw, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
 		return l
@@ -71,8 +70,9 @@ func loadAverage() (l [3]float64) {
 	return l
 }
 
-func hostInfo() Host {
-	h := Host{CPU: "unknown"}
+// Machine describes the processor, and how much memory there is.
+func Machine() (cpu string, memoryMiB int64) {
+	cpu = "unknown"
 	if raw, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		id := map[string]string{}
 		for line := range strings.Lines(string(raw)) {
@@ -81,53 +81,28 @@ func hostInfo() Host {
 			}
 		}
 		// The name alone says little where the hypervisor hides it.
-		h.CPU = fmt.Sprintf("%s (family %s, model %s)", id["model name"], id["cpu family"], id["model"])
+		cpu = fmt.Sprintf("%s (family %s, model %s)", id["model name"], id["cpu family"], id["model"])
 	}
 	if n, err := procField("/proc/meminfo", "MemTotal:"); err == nil {
-		h.MemoryMiB = n >> 20
+		memoryMiB = n >> 20
 	}
-	return h
+	return cpu, memoryMiB
 }
 
-func enoughSpace(dir string, want int64) error {
+// EnoughSpace fails if less than want bytes are free at dir.
+func EnoughSpace(dir string, want int64) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return fmt.Errorf("ask for free space of %s: %w", dir, err)
 	}
 	if free := int64(st.Bavail) * st.Bsize; free < want {
-		return fmt.Errorf("%s has %s free, %s are needed: choose another place with -dir", dir, size(free), size(want))
+		return fmt.Errorf("%s has %s free, %s are needed: choose another place with -dir", dir, gib(free), gib(want))
 	}
 	return nil
 }
 
-// holes lists the holes of a sparse file in [off, off+length).
-func holes(f *os.File, off, length int64) ([]extent.Extent, error) {
-	var out []extent.Extent
-	fd, end := int(f.Fd()), off+length
-	for off < end {
-		data, err := unix.Seek(fd, off, unix.SEEK_DATA)
-		switch {
-		case errors.Is(err, unix.ENXIO): // no data from here on
-			data = end
-		case err != nil:
-			return nil, fmt.Errorf("look for holes of %s: %w", f.Name(), err)
-		}
-		data = min(data, end)
-		if data > off {
-			out = append(out, extent.Extent{Off: off, Len: data - off})
-		}
-		if off = data; off >= end {
-			break
-		}
-		if off, err = unix.Seek(fd, off, unix.SEEK_HOLE); err != nil {
-			return nil, fmt.Errorf("look for holes of %s: %w", f.Name(), err)
-		}
-	}
-	return out, nil
-}
-
-// chill takes the files below path out of the page cache.
-func chill(path string) error {
+// Chill takes the files below path out of the page cache.
+func Chill(path string) error {
 	return filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
@@ -143,3 +118,5 @@ func chill(path string) error {
 		return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
 	})
 }
+
+func gib(n int64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) }

@@ -1,4 +1,8 @@
-package portal
+// Package words puts what the vault knows into words for people: sizes, times,
+// states and errors, the same on every page. It promises that a state is never
+// told by a colour alone, and that an error comes with its cause and the way out
+// of the catalogue (package dr). Everything here is pure.
+package words
 
 import (
 	"fmt"
@@ -10,7 +14,7 @@ import (
 )
 
 // bytesText is a size for people: 512 B, 1.5 MiB, 2.0 TiB.
-func bytesText(n int64) string {
+func Bytes(n int64) string {
 	if n < 0 {
 		return "–"
 	}
@@ -31,7 +35,7 @@ func bytesText(n int64) string {
 }
 
 // span is a duration for people, by its two largest units: 45 s, 3 min 20 s, 2 d 4 h.
-func span(d time.Duration) string {
+func Span(d time.Duration) string {
 	if d < 0 {
 		d = 0
 	}
@@ -79,7 +83,7 @@ func coarse(d time.Duration) string {
 	}
 }
 
-func relative(t, now time.Time) string {
+func Relative(t, now time.Time) string {
 	switch d := now.Sub(t); {
 	case d < -5*time.Second:
 		return "in " + coarse(-d)
@@ -90,46 +94,47 @@ func relative(t, now time.Time) string {
 	}
 }
 
-const absolute = "2006-01-02 15:04:05 UTC"
+// Absolute is the layout of absolute times, which are UTC everywhere.
+const Absolute = "2006-01-02 15:04:05 UTC"
 
 // when shows a time relative to now, with the absolute time beside it.
-func when(t, now time.Time) template.HTML {
+func When(t, now time.Time) template.HTML {
 	if t.IsZero() {
 		return `<span class="none">–</span>`
 	}
 	u := t.UTC()
 	// Only digits and letters of a time format go in.
-	return template.HTML(`<time datetime="` + u.Format(time.RFC3339) + `" title="` + u.Format(absolute) + `">` + relative(t, now) +
+	return template.HTML(`<time datetime="` + u.Format(time.RFC3339) + `" title="` + u.Format(Absolute) + `">` + Relative(t, now) +
 		` <span class="abs">` + u.Format("2006-01-02 15:04") + `</span></time>`)
 }
 
 // clock is the absolute time alone.
-func clock(t time.Time) string {
+func Clock(t time.Time) string {
 	if t.IsZero() {
 		return "–"
 	}
-	return t.UTC().Format(absolute)
+	return t.UTC().Format(Absolute)
 }
 
-func percent(p float64) string {
+func Percent(p float64) string {
 	if math.IsNaN(p) {
-		return "0 %"
+		return "0\u00a0%"
 	}
 	p = math.Min(math.Max(p, 0), 100)
 	if p > 0 && p < 10 {
-		return strconv.FormatFloat(p, 'f', 1, 64) + " %"
+		return strconv.FormatFloat(p, 'f', 1, 64) + "\u00a0%"
 	}
-	return strconv.FormatFloat(math.Floor(p), 'f', 0, 64) + " %"
+	return strconv.FormatFloat(math.Floor(p), 'f', 0, 64) + "\u00a0%"
 }
 
-func count(n int, one, many string) string {
+func Count(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one
 	}
 	return strconv.Itoa(n) + " " + many
 }
 
-func shellQuote(s string) string {
+func ShellQuote(s string) string {
 	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/") == "" {
 		return s
 	}
@@ -137,9 +142,9 @@ func shellQuote(s string) string {
 }
 
 // bytesOf is bytesText of a number in a text; any other text stays as it is.
-func bytesOf(s string) string {
+func BytesOf(s string) string {
 	if n, err := strconv.ParseInt(s, 10, 64); err == nil {
-		return bytesText(n)
+		return Bytes(n)
 	}
 	return s
 }

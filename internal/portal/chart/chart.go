@@ -1,4 +1,8 @@
-package portal
+// Package chart draws the portal's charts as SVG on the server: how far behind a
+// replica was, what changed, which recovery points exist. It promises valid
+// drawings of bounded size for any input, with colours left to the style sheet
+// and numbers readable without a pointer's help.
+package chart
 
 import (
 	"fmt"
@@ -8,14 +12,15 @@ import (
 	"time"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/words"
 )
 
 // Charts are SVG made here: numbers and texts of this package only, so no
 // escaping is at stake, and colours come from the style sheet by class.
 
 const (
-	chartWidth, chartHeight = 640.0, 180.0
-	chartLeft, chartRight   = 58.0, 10.0
+	chartWidth, chartHeight = 520.0, 190.0
+	chartLeft, chartRight   = 62.0, 8.0
 	chartTop, chartBottom   = 12.0, 24.0
 	chartColumns            = 120
 )
@@ -96,9 +101,9 @@ func within(points []dr.RecoveryPoint, from time.Time) []dr.RecoveryPoint {
 	return out
 }
 
-// lagChart draws how old the newest recovery point has been over time: the
+// Lag draws how old the newest recovery point has been over time: the
 // worst of each column, and the copy frequency as the line to stay below.
-func lagChart(points []dr.RecoveryPoint, from, now time.Time, target time.Duration) template.HTML {
+func Lag(points []dr.RecoveryPoint, from, now time.Time, target time.Duration) template.HTML {
 	p := &plot{from: from, to: now}
 	worst := make([]float64, chartColumns)
 	width := now.Sub(from) / chartColumns
@@ -136,7 +141,12 @@ func lagChart(points []dr.RecoveryPoint, from, now time.Time, target time.Durati
 		return "" // clocks: the only points are of the future
 	}
 	p.top = nice(math.Max(p.top, target.Seconds()*1.2), []float64{15, 30, 60, 90, 180, 360, 540, 900, 1800, 3600, 5400, 10800, 21600, 43200, 86400, 259200})
-	p.begin("RPO lag over time", func(v float64) string { return span(time.Duration(v) * time.Second) })
+	p.begin("RPO lag over time", func(v float64) string {
+		if v == 0 {
+			return "0"
+		}
+		return words.Span(time.Duration(v) * time.Second)
+	})
 	var line strings.Builder
 	for i := have; i < chartColumns; i++ {
 		fmt.Fprintf(&line, " %.1f,%.1f", p.x(from.Add(width*time.Duration(i)+width/2)), p.y(worst[i]))
@@ -149,14 +159,14 @@ func lagChart(points []dr.RecoveryPoint, from, now time.Time, target time.Durati
 	for i := have; i < chartColumns; i++ { // what the pointer reads
 		t := from.Add(width * time.Duration(i))
 		p.add(`<rect class="hit" x="%.1f" y="%g" width="%.1f" height="%g"><title>%s: %s</title></rect>`, p.x(t), chartTop,
-			(chartWidth-chartLeft-chartRight)/chartColumns, chartHeight-chartTop-chartBottom, t.UTC().Format("15:04"), span(time.Duration(worst[i])*time.Second))
+			(chartWidth-chartLeft-chartRight)/chartColumns, chartHeight-chartTop-chartBottom, t.UTC().Format("15:04"), words.Span(time.Duration(worst[i])*time.Second))
 	}
 	return p.end()
 }
 
-// churnChart draws what the guest changed per cycle and what of it was stored;
+// Churn draws what the guest changed per cycle and what of it was stored;
 // cycles that share a column are added up.
-func churnChart(points []dr.RecoveryPoint, from, now time.Time) template.HTML {
+func Churn(points []dr.RecoveryPoint, from, now time.Time) template.HTML {
 	list := within(points, from)
 	if len(list) == 0 || !now.After(from) {
 		return ""
@@ -177,7 +187,7 @@ func churnChart(points []dr.RecoveryPoint, from, now time.Time) template.HTML {
 	}
 	unit := math.Exp2(math.Floor(math.Log2(math.Max(p.top, 3<<10) / 3)))
 	p.top = 3 * unit * math.Ceil(math.Max(p.top, 1)/(3*unit))
-	p.begin("Changed and stored data per cycle", func(v float64) string { return bytesText(int64(v)) })
+	p.begin("Changed and stored data per cycle", func(v float64) string { return words.Bytes(int64(v)) })
 	w := (chartWidth - chartLeft - chartRight) / chartColumns
 	for i, c := range cols {
 		if c.cycles == 0 {
@@ -187,18 +197,18 @@ func churnChart(points []dr.RecoveryPoint, from, now time.Time) template.HTML {
 		d, s := p.y(float64(c.dirty)), p.y(float64(c.stored))
 		p.add(`<g class="bar"><rect class="hit" x="%.1f" y="%g" width="%.1f" height="%g"/><rect class="dirty" x="%.1f" y="%.1f" width="%.1f" height="%.1f"/><rect class="stored" x="%.1f" y="%.1f" width="%.1f" height="%.1f"/>`,
 			x, chartTop, w, chartHeight-chartTop-chartBottom, x+.5, d, w-1, p.y(0)-d, x+.5, s, w-1, p.y(0)-s)
-		p.add(`<title>%s, %s: %s changed, %s stored</title></g>`, c.at.UTC().Format("2006-01-02 15:04"), count(c.cycles, "cycle", "cycles"), bytesText(c.dirty), bytesText(c.stored))
+		p.add(`<title>%s, %s: %s changed, %s stored</title></g>`, c.at.UTC().Format("2006-01-02 15:04"), words.Count(c.cycles, "cycle", "cycles"), words.Bytes(c.dirty), words.Bytes(c.stored))
 	}
 	return p.end()
 }
 
-// timeline draws the recovery points over the retention, each mark as strong as
+// Timeline draws the recovery points over the retention, each mark as strong as
 // the best point it stands for.
-func timeline(points []dr.RecoveryPoint, now time.Time, mark string) template.HTML {
+func Timeline(points []dr.RecoveryPoint, now time.Time, mark string) template.HTML {
 	if len(points) == 0 {
 		return ""
 	}
-	const columns, high, mid = 150, 64.0, 26.0
+	const columns, high, mid, wide = 200, 64.0, 26.0, 1060.0
 	oldest := points[len(points)-1].Time
 	p := &plot{from: oldest, to: now}
 	if p.to.Sub(p.from) < time.Minute {
@@ -214,9 +224,9 @@ func timeline(points []dr.RecoveryPoint, now time.Time, mark string) template.HT
 	}
 	cols := make([]column, columns)
 	rank := map[dr.Consistency]int{dr.CrashConsistent: 1, dr.FileSystemConsistent: 2, dr.AppConsistent: 3}
-	w := (chartWidth - 24) / columns
+	w := (wide - 24) / columns
 	x := func(t time.Time) float64 {
-		return 12 + (chartWidth-24)*math.Min(math.Max(float64(t.Sub(p.from))/float64(p.to.Sub(p.from)), 0), 1)
+		return 12 + (wide-24)*math.Min(math.Max(float64(t.Sub(p.from))/float64(p.to.Sub(p.from)), 0), 1)
 	}
 	for _, q := range points {
 		c := &cols[min(max(int((x(q.Time)-12)/w), 0), columns-1)]
@@ -228,7 +238,7 @@ func timeline(points []dr.RecoveryPoint, now time.Time, mark string) template.HT
 			c.highest, c.best = rank[q.Consistency], q.Consistency
 		}
 	}
-	p.add(`<svg class="timeline" viewBox="0 0 %g %g" role="img" aria-label="Recovery points over time"><line class="axis" x1="12" x2="%g" y1="%g" y2="%g"/>`, chartWidth, high, chartWidth-12, mid, mid)
+	p.add(`<svg class="timeline" viewBox="0 0 %g %g" role="img" aria-label="Recovery points over time"><line class="axis" x1="12" x2="%g" y1="%g" y2="%g"/>`, wide, high, wide-12, mid, mid)
 	for i, c := range cols {
 		if c.n == 0 {
 			continue
@@ -238,9 +248,9 @@ func timeline(points []dr.RecoveryPoint, now time.Time, mark string) template.HT
 		if c.marked {
 			class, h = class+" marked", 22
 		}
-		text := consistencyText(c.best) + " recovery point, " + c.b.UTC().Format(absolute)
+		text := words.Consistency(c.best) + " recovery point, " + c.b.UTC().Format(words.Absolute)
 		if c.n > 1 {
-			text = fmt.Sprintf("%d recovery points, %s to %s, best %s", c.n, c.a.UTC().Format("2006-01-02 15:04"), c.b.UTC().Format("15:04"), strings.ToLower(consistencyText(c.best)))
+			text = fmt.Sprintf("%d recovery points, %s to %s, best %s", c.n, c.a.UTC().Format("2006-01-02 15:04"), c.b.UTC().Format("15:04"), strings.ToLower(words.Consistency(c.best)))
 		}
 		if c.resync {
 			text += ", by resynchronization"
@@ -250,21 +260,21 @@ func timeline(points []dr.RecoveryPoint, now time.Time, mark string) template.HT
 		}
 		p.add(`<rect class="%s" x="%.2f" y="%.1f" width="%.2f" height="%.1f" rx="1"><title>%s</title></rect>`, class, 12+w*float64(i)+w*.15, mid-h, w*.7, 2*h, text)
 	}
-	p.add(`<text class="tick start" x="12" y="%g">%s</text><text class="tick end" x="%g" y="%g">now</text>`, high-2, oldest.UTC().Format("2006-01-02 15:04"), chartWidth-12, high-2)
+	p.add(`<text class="tick start" x="12" y="%g">%s</text><text class="tick end" x="%g" y="%g">now</text>`, high-2, oldest.UTC().Format("2006-01-02 15:04"), wide-12, high-2)
 	if mid := p.from.Add(p.to.Sub(p.from) / 2); p.to.Sub(p.from) > 10*time.Minute {
-		p.add(`<text class="tick mid" x="%g" y="%g">%s</text>`, chartWidth/2, high-2, mid.UTC().Format("15:04"))
+		p.add(`<text class="tick mid" x="%g" y="%g">%s</text>`, wide/2, high-2, mid.UTC().Format("15:04"))
 	}
 	return p.end()
 }
 
-// slice is one part of a ring.
-type slice struct {
+// Slice is one part of a ring.
+type Slice struct {
 	Tone  string
 	Count int
 }
 
-// ring draws shares as a ring with the total in its middle.
-func ring(parts []slice, total int) template.HTML {
+// Ring draws shares as a ring with the total in its middle.
+func Ring(parts []Slice, total int) template.HTML {
 	var b strings.Builder
 	const r, around = 42.0, 2 * math.Pi * 42.0
 	b.WriteString(`<svg class="ring" viewBox="0 0 110 110" role="img" aria-hidden="true"><circle class="track" cx="55" cy="55" r="42"/>`)
