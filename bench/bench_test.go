@@ -30,10 +30,13 @@ func TestMain(m *testing.M) {
 
 // Every figure is measured on a tiny disk, so that the benchmark can't rot.
 func TestEveryFigure(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes many seconds on a busy machine")
+	}
 	cfg := defaults()
 	cfg.Dir, cfg.Log = t.TempDir(), t.Logf
-	cfg.Size, cfg.Writes, cfg.Cuts, cfg.Reads, cfg.Hot = 72<<20, 40, 5, 20, 2<<20
-	cfg.BigDisk, cfg.MemDisk, cfg.MemData = 4<<30, 512<<20, 4<<20
+	cfg.Size, cfg.Writes, cfg.Cuts, cfg.Reads, cfg.Hot = 24<<20, 40, 4, 20, 2<<20
+	cfg.BigDisk, cfg.MemDisk, cfg.MemData = 2<<30, 256<<20, 4<<20
 	rep, err := run(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 
 	"holdfast/cmd/holdfast/internal/console"
 	"holdfast/internal/agent"
+	"holdfast/internal/agent/channel"
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
 	"holdfast/internal/hydrate"
@@ -166,23 +168,33 @@ func (a *app) agentRun(ctx context.Context, o runOptions) (err error) {
 			return console.Usage("--run-dir: %v", err)
 		}
 	}
-	root, err := agent.ServingRoot(state, runDir)
+	reg, err := channel.LoadRegistration(state)
 	if err != nil {
 		return err
+	}
+	cfg := agent.Config{StateDir: state, RunDir: runDir, Version: console.Version(), Bandwidth: int64(o.bandwidth), SpoolLimit: int64(o.spool), Log: log}
+	recovers := slices.Contains(reg.Roles, dr.RoleRecovery)
+	root := ""
+	if recovers {
+		if root, err = agent.ServingRoot(state, runDir); err != nil {
+			return err
+		}
 	}
 	host, err := openHost(ctx, libvirt.Config{URI: o.host.uri, Socket: o.host.socket, Dir: dir, Log: log})
 	if err != nil {
 		return err
 	}
 	defer console.Closing(&err, host.Close)
-	self, err := os.Executable()
-	if err != nil {
-		return dr.Errorf(dr.KindInternal, "agent.run", "find this program: %w", err)
+	cfg.Host = host
+	if recovers {
+		self, err := os.Executable()
+		if err != nil {
+			return dr.Errorf(dr.KindInternal, "agent.run", "find this program: %w", err)
+		}
+		launcher := &hydrate.Launcher{Root: root, Argv: []string{self, "agent", "serve-point", "--state", state, "--run-dir", runDir}}
+		cfg.Recovery = kvm.New(kvm.Config{Host: host, Servings: launcher, Dir: filepath.Join(dir, "recovery"), Log: log})
 	}
-	launcher := &hydrate.Launcher{Root: root, Argv: []string{self, "agent", "serve-point", "--state", state, "--run-dir", runDir}}
-	site := kvm.New(kvm.Config{Host: host, Servings: launcher, Dir: filepath.Join(dir, "recovery"), Log: log})
-	ag, err := agent.New(agent.Config{StateDir: state, RunDir: runDir, Host: host, Recovery: site, Version: console.Version(),
-		Bandwidth: int64(o.bandwidth), SpoolLimit: int64(o.spool), Log: log})
+	ag, err := agent.New(cfg)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -47,7 +48,7 @@ func cli(t *testing.T, args ...string) result {
 	var out, errs bytes.Buffer
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	code := run(ctx, &console.Console{In: strings.NewReader(""), Out: &out, Err: &errs, Now: time.Now, Width: console.MinWidth}, args)
+	code := run(ctx, &console.Console{In: strings.NewReader(""), Out: &out, Err: &errs, Now: time.Now, Width: console.MinWidth, Poll: 10 * time.Millisecond}, args)
 	return result{code, out.String(), errs.String()}
 }
 
@@ -61,7 +62,7 @@ func must(t *testing.T, args ...string) string {
 	return r.out
 }
 
-// decode reads what --output json printed, refusing fields that the promise does not know.
+// decode reads what --output json printed.
 func decode[T any](t *testing.T, text string) T {
 	t.Helper()
 	var v T
@@ -388,4 +389,31 @@ func TestCompletion(t *testing.T) {
 			t.Errorf("no completion for %s", shell)
 		}
 	}
+}
+
+// TestDocs keeps docs/cli.md true where it can be checked.
+func TestDocs(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("../../docs/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc := string(raw)
+	topic := strings.Fields(console.ExitCodesTopic().Long)
+	for _, k := range dr.Kinds() {
+		row := regexp.MustCompile(fmt.Sprintf(`(?m)^\| %d \| %s \| (.+) \|$`, console.ExitCode(k), k)).FindStringSubmatch(doc)
+		if row == nil {
+			t.Errorf("the table of exit codes lacks %s", k)
+		} else if !strings.Contains(strings.Join(topic, " "), row[1]) {
+			t.Errorf("the help says something else about %s than %q", k, row[1])
+		}
+	}
+	walk(newRoot(&console.Console{Now: time.Now}), func(c *cobra.Command) {
+		if c.HasSubCommands() || c.Hidden || c.Name() == "exit-codes" {
+			return
+		}
+		if path := strings.TrimPrefix(c.CommandPath(), "holdfast "); !strings.Contains(doc, path) {
+			t.Errorf("docs/cli.md does not mention %q", path)
+		}
+	})
 }

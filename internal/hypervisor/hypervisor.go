@@ -106,7 +106,7 @@ type Cut interface {
 
 // CutInfo describes a cut.
 type CutInfo struct {
-	Token       string // pass as Base of the next request
+	Token       string    // pass as Base of the next request
 	Time        time.Time // not after the instant of the cut
 	Disks       []CutDisk
 	Consistency dr.Consistency

@@ -220,19 +220,31 @@ func (w *Board) view(j *job.Job) dr.Job {
 			continue // compensation that was not needed
 		}
 		out.Tasks = append(out.Tasks, dr.Task{Name: s.Name, Title: s.Title, State: taskStates[s.State], Started: s.Started, Ended: s.Finished,
-			Percent: s.Pct, Note: s.Note, Attempt: s.Attempt})
+			Percent: s.Pct, ETA: eta(s.Started, s.Pct, s.Finished), Note: s.Note, Attempt: s.Attempt})
 		for _, f := range s.Failures {
 			out.Errors = append(out.Errors, dr.JobError{Task: s.Name, Code: f.Code, Message: f.Message, Hint: f.Hint, At: f.At})
 		}
 		var o StepOut
 		if s.State == job.StepSucceeded && json.Unmarshal(s.Output, &o) == nil {
 			maps.Copy(out.Outcome, o.Outcome)
+			if t := &out.Tasks[len(out.Tasks)-1]; o.Skipped != "" {
+				t.State, t.Note = dr.JobSkipped, o.Skipped
+			}
 		}
 	}
 	if len(j.Steps) == 0 && j.Failure != nil {
 		out.Errors = []dr.JobError{{Task: j.Failure.Step, Code: j.Failure.Code, Message: j.Failure.Message, Hint: j.Failure.Hint, At: j.Failure.At}}
 	}
 	return out
+}
+
+// eta is how long a task will still take at the pace so far; 0 = unknown.
+func eta(started time.Time, percent float64, finished time.Time) time.Duration {
+	spent := time.Since(started)
+	if started.IsZero() || !finished.IsZero() || percent < 1 || percent >= 100 || spent < 2*time.Second {
+		return 0
+	}
+	return time.Duration(float64(spent) * (100 - percent) / percent).Round(time.Second)
 }
 
 var taskStates = map[job.StepState]dr.JobState{job.StepPending: dr.JobNotStarted, job.StepRunning: dr.JobInProgress, job.StepWaiting: dr.JobInProgress,

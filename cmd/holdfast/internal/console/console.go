@@ -19,9 +19,10 @@ type Console struct {
 	In       io.Reader
 	Out, Err io.Writer
 	Now      func() time.Time
-	Width    int  // columns of tables
-	Live     bool // progress may be redrawn
-	Ask      bool // there is a person to ask
+	Width    int           // columns of tables
+	Live     bool          // progress may be redrawn
+	Ask      bool          // there is a person to ask
+	Poll     time.Duration // between looks at a job; 0 = what the vault says
 
 	JSON bool // --output json
 	Yes  bool // --yes

@@ -125,7 +125,7 @@ func (a *app) open(path string) (Endpoint, *armclient.Client, error) {
 		ep.CAFile = filepath.Join(filepath.Dir(path), ep.CAFile)
 	}
 	c, err := armclient.New(armclient.Config{URL: ep.URL, CAFile: ep.CAFile, TenantID: ep.TenantID, ClientID: ep.ClientID, ClientSecret: ep.ClientSecret,
-		SubscriptionID: ep.SubscriptionID, ResourceGroup: ep.ResourceGroup, Vault: ep.VaultName})
+		SubscriptionID: ep.SubscriptionID, ResourceGroup: ep.ResourceGroup, Vault: ep.VaultName, PollInterval: a.Poll})
 	return ep, c, err
 }
 

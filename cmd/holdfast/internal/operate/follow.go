@@ -1,6 +1,7 @@
 package operate
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -76,7 +77,7 @@ func (a *app) watch(ctx context.Context, c *armclient.Client, id string) (armwir
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(time.Second):
+		case <-time.After(cmp.Or(a.Poll, time.Second)):
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package operate
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -237,7 +238,7 @@ func (a *app) untilProtected(ctx context.Context, c *armclient.Client, id string
 		select {
 		case <-ctx.Done():
 			return dr.Errorf(dr.KindCanceled, "holdfast.item", "no longer waiting; replication goes on")
-		case <-time.After(time.Second):
+		case <-time.After(cmp.Or(a.Poll, time.Second)):
 		}
 	}
 }

@@ -78,7 +78,7 @@ func openVault(ctx context.Context, dir string, cfg *vaultConfig, key cut.VaultP
 		}
 	}()
 	if p.bucket, err = file.Open(ctx, file.Config{Dir: cfg.path(dir, cfg.Store)}); err != nil {
-		return nil, console.Classify(err)
+		return nil, notAStore(err, "See whether the disk that holds the store is mounted; its place is in "+configName+".")
 	}
 	if p.db, err = sqldb.Open(ctx, sqldb.Config{URL: cfg.path(dir, cfg.Database), Log: log}); err != nil {
 		return nil, dr.Errorf(dr.KindUnavailable, "vault.open", "open the database: %w", err).

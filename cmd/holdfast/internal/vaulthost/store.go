@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,7 +40,7 @@ func (s *storeFlags) open(ctx context.Context) (*store.Store, func() error, erro
 	}
 	b, err := file.Open(ctx, file.Config{Dir: s.dir, ReadOnly: true})
 	if err != nil {
-		return nil, nil, notAStore(err)
+		return nil, nil, notAStore(err, storeHint)
 	}
 	st := store.New(store.Config{Bucket: b, Keys: store.NewKeyring(b, key)})
 	// A store that has lost vault.json is still readable: every machine's key says if it fits.
@@ -49,10 +50,12 @@ func (s *storeFlags) open(ctx context.Context) (*store.Store, func() error, erro
 	return st, b.Close, nil
 }
 
+const storeHint = "Give the directory that holds bucket.json with --store; see whether its disk is mounted."
+
 // notAStore explains why a directory can't be opened as a store.
-func notAStore(err error) error {
+func notAStore(err error, hint string) error {
 	err = console.Classify(err)
-	return &dr.Error{Kind: dr.KindOf(err), Op: "store.open", Message: err.Error(), Hint: "Give the directory that holds bucket.json with --store; see whether its disk is mounted."}
+	return &dr.Error{Kind: dr.KindOf(err), Code: dr.CodeOf(err), Op: "store.open", Message: err.Error(), Hint: hint}
 }
 
 // machineView is a replica as 'store ls' shows it.
@@ -71,16 +74,18 @@ type refusedView struct {
 	Reason string `json:"reason"`
 }
 
-// read tells what the store has of a machine.
+// readMachine tells what the store has of a machine. Damage, and a key that does
+// not fit, are what it tells; that the store could not be asked is an error.
 func readMachine(ctx context.Context, st *store.Store, m dr.MachineID) (machineView, *store.Chain, error) {
 	v := machineView{Machine: string(m), Points: []operate.PointView{}}
 	chain, err := st.Chain(ctx, m)
 	if err != nil {
-		if dr.KindOf(err) != dr.KindCorrupt {
-			return v, nil, err
+		switch dr.KindOf(err) {
+		case dr.KindCorrupt, dr.KindForbidden, dr.KindUnsupported:
+			v.Error = err.Error()
+			return v, &store.Chain{}, nil
 		}
-		v.Error = err.Error()
-		return v, &store.Chain{}, nil
+		return v, nil, err
 	}
 	for _, c := range chain.Points {
 		p := c.Point(m)
@@ -105,6 +110,9 @@ func (s *storeFlags) machines(ctx context.Context, st *store.Store) (views []mac
 	ids, err := st.Machines(ctx)
 	if err != nil {
 		return nil, nil, err
+	}
+	if id := dr.MachineID(s.machine); slices.Contains(ids, id) {
+		ids = []dr.MachineID{id}
 	}
 	for _, id := range ids {
 		v, chain, err := readMachine(ctx, st, id)
@@ -338,7 +346,7 @@ func (a *app) storeValidateCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) (err error) {
 			b, err := file.Open(c.Context(), file.Config{Dir: filepath.Clean(dir)})
 			if err != nil {
-				return notAStore(err)
+				return notAStore(err, storeHint)
 			}
 			defer console.Closing(&err, b.Close)
 			results, failed := objstore.Validate(c.Context(), b, "validate/")

@@ -259,7 +259,7 @@ func initKey(ctx context.Context, dir, storeDir, keyFile string) (key cut.VaultP
 	path := filepath.Join(dir, keyName)
 	bucket, err := file.Open(ctx, file.Config{Dir: storeDir, Create: true})
 	if err != nil {
-		return key, console.Classify(err)
+		return key, notAStore(err, "Choose a new or empty directory for the store, on a disk that is mounted.")
 	}
 	defer console.Closing(&err, bucket.Close)
 	owner, err := store.New(store.Config{Bucket: bucket}).VaultInfo(ctx)
