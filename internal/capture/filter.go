@@ -43,6 +43,8 @@ type filter struct {
 	hash  *blake3.Hasher
 	clean bool
 	at    cut.Ref
+	fresh bool // of an initial replication's first round: every block is put at most once
+	used  int  // touches of the table since its pages were dropped
 }
 
 const (
@@ -144,7 +146,7 @@ func (t *filter) reset(zero bool) error {
 	}
 	*t = *n
 	t.m[101] = 1
-	if zero {
+	if t.fresh = zero; zero {
 		t.m[101] = 0
 	}
 	t.seal()
@@ -180,6 +182,7 @@ func isZero(p []byte) bool {
 
 // same reports whether the block is known to have the entry v already.
 func (t *filter) same(block int64, v uint64) bool {
+	t.touch()
 	have := binary.LittleEndian.Uint64(t.m[filterHeader+8*block:])
 	if have == 0 {
 		return v == entryZero && t.m[101] == 0
@@ -191,11 +194,24 @@ func (t *filter) put(block int64, v uint64) {
 	if v == entryZero && t.same(block, v) {
 		return // keeps the table of a sparse disk sparse
 	}
+	t.touch()
 	binary.LittleEndian.PutUint64(t.m[filterHeader+8*block:], v)
+}
+
+// touch lets go of the table's pages now and then: a mapped page counts as the
+// agent's memory, and the kernel maps sixteen around each that is touched.
+func (t *filter) touch() {
+	if t.used++; t.used >= 1<<14 {
+		t.used = 0
+		dropPages(t.m)
+	}
 }
 
 // putZeroes puts a range of zeroes.
 func (t *filter) putZeroes(off, n int64) {
+	if t.fresh {
+		return // nothing was put, and nothing means zero
+	}
 	for b := off / cut.Unit; b*cut.Unit < off+n; b++ {
 		t.put(b, entryZero)
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"io"
@@ -257,6 +258,17 @@ func (rd *round) sendTile(ctx context.Context, diskID string, d cut.Disk, tile u
 		return err
 	}
 	entry := tileLog{V: 1, Disk: d.Index, Tile: tile, Era: rd.era, Zero: true}
+	f := rd.fs[d.Index]
+	plain := newPlainHash()
+	if len(rs) == 1 && rs[0].Zero {
+		// Nothing to read and nothing to send. Not even synced: a lost line costs a look.
+		f.putZeroes(off, length)
+		plain.zeroes(length)
+		entry.Plain = plain.sum()
+		if !logged || have.Plain == entry.Plain {
+			return rd.note(entry, false)
+		}
+	}
 	var key cut.EpochKey
 	var st state
 	err = r.change(func(s *state) error {
@@ -285,31 +297,34 @@ func (rd *round) sendTile(ctx context.Context, diskID string, d cut.Disk, tile u
 		}
 		os.Remove(path)
 	}()
-	f := rd.fs[d.Index]
-	plain := blake3.New()
+	plain = newPlainHash()
 	err = readRanges(ctx, rd.c, diskID, widen(rs, d.Size), func(o, n int64, p []byte) error {
 		if p == nil {
 			f.putZeroes(o, n)
-			return zeroHash(plain, n)
+			plain.zeroes(n)
+			return nil
 		}
 		for at := int64(0); at < n; at += cut.Unit {
-			v := f.sum(p[at:min(at+cut.Unit, n)])
+			unit := p[at:min(at+cut.Unit, n)]
+			v := f.sum(unit)
 			if v != entryZero {
 				entry.Zero = false
+				plain.data(unit)
+			} else {
+				plain.zeroes(int64(len(unit)))
 			}
 			f.put((o+at)/cut.Unit, v)
 		}
-		plain.Write(p)
 		return seg.Data(ctx, d.Index, o, p)
 	})
 	if err != nil {
 		return err
 	}
 	dropPages(f.m)
-	entry.Plain = cut.Hash(plain.Sum(nil))
+	entry.Plain = plain.sum()
 	if logged && have.Plain == entry.Plain {
 		have.Era = rd.era
-		return rd.note(have)
+		return rd.note(have, true)
 	}
 	if !entry.Zero {
 		closed = true
@@ -328,7 +343,7 @@ func (rd *round) sendTile(ctx context.Context, diskID string, d cut.Disk, tile u
 			return err
 		}
 	}
-	return rd.note(entry)
+	return rd.note(entry, true)
 }
 
 func (rd *round) put(ctx context.Context, path string, sealed cut.Sealed, epoch uint32) error {
@@ -343,13 +358,13 @@ func (rd *round) put(ctx context.Context, path string, sealed cut.Sealed, epoch 
 	return rd.r.cfg.Sink.Put(ctx, sealed.Name.Key(), f, sealed.Size, sealed.SHA256)
 }
 
-// note logs a tile durably.
-func (rd *round) note(t tileLog) error {
+// note logs a tile, durably if sync is set.
+func (rd *round) note(t tileLog, sync bool) error {
 	line, err := json.Marshal(t)
 	if err != nil {
 		return dr.Errorf(dr.KindInternal, "capture.initial", "encode tile: %w", err)
 	}
-	if _, err = rd.log.Write(append(line, '\n')); err == nil {
+	if _, err = rd.log.Write(append(line, '\n')); err == nil && sync {
 		err = rd.log.Sync()
 	}
 	if err != nil {
@@ -359,16 +374,40 @@ func (rd *round) note(t tileLog) error {
 	return rd.r.step("initial.tile-logged")
 }
 
-var zeroPage [64 << 10]byte
+// plainHash is the hash of a tile's content, the same however it was read:
+// units of zeroes count by their number, whether they came as data or as a hole.
+type plainHash struct {
+	h    *blake3.Hasher
+	zero int64 // bytes of zeroes not yet in the hash
+}
 
-// zeroHash feeds n zero bytes, so that a tile has one hash however it was read.
-func zeroHash(h *blake3.Hasher, n int64) error {
-	for n > 0 {
-		k := min(n, int64(len(zeroPage)))
-		h.Write(zeroPage[:k])
-		n -= k
+func newPlainHash() *plainHash { return &plainHash{h: blake3.New()} }
+
+func (p *plainHash) zeroes(n int64) { p.zero += n }
+
+func (p *plainHash) data(unit []byte) {
+	p.flush()
+	p.tag('D', int64(len(unit)))
+	p.h.Write(unit)
+}
+
+func (p *plainHash) flush() {
+	if p.zero > 0 {
+		p.tag('Z', p.zero)
+		p.zero = 0
 	}
-	return nil
+}
+
+func (p *plainHash) tag(kind byte, n int64) {
+	var b [9]byte
+	b[0] = kind
+	binary.LittleEndian.PutUint64(b[1:], uint64(n))
+	p.h.Write(b[:])
+}
+
+func (p *plainHash) sum() cut.Hash {
+	p.flush()
+	return cut.Hash(p.h.Sum(nil))
 }
 
 // seal makes cut 0: all tiles, and what has changed since the first round in
