@@ -23,3 +23,6 @@ go test -race -timeout 20m ./... "$@"
 
 step "the story, driven by the public Go SDK"
 scripts/conformance.sh
+
+step "the demo, as the README says it"
+HOLDFAST_DEMO_ONCE=1 make --no-print-directory demo

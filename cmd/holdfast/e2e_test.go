@@ -124,7 +124,9 @@ func TestVaultEndToEnd(t *testing.T) {
 	}
 	dir := t.TempDir()
 	data, addr := filepath.Join(dir, "vault"), freeAddress(t)
-	made := decode[initOutput](t, must(t, "vault", "init", "--data", data, "--listen", addr, "-o", "json"))
+	text := must(t, "vault", "init", "--data", data, "--listen", addr, "-o", "json")
+	documented(t, "vault init", text)
+	made := decode[initOutput](t, text)
 	t.Setenv("HOLDFAST_ENDPOINT", made.Endpoint)
 	t.Setenv("XDG_CONFIG_HOME", dir)
 	for file, mode := range map[string]os.FileMode{"": 0o700, "vault.key": 0o600, "config.json": 0o600, "endpoint.json": 0o600, "ca.pem": 0o644, "store": 0o700} {

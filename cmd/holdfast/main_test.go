@@ -282,15 +282,20 @@ func TestStory(t *testing.T) {
 
 	for _, args := range []string{"item list", "item show web01", "point list web01", "job list", "vm list", "site list", "provider list", "policy list", "mapping list"} {
 		fits(t, must(t, strings.Fields(args)...))
-		if !json.Valid([]byte(must(t, append(strings.Fields(args), "-o", "json")...))) {
-			t.Errorf("%s -o json is not JSON", args)
+		command := strings.TrimSuffix(args, " web01")
+		if strings.HasPrefix(args, "job") {
+			command = "job …"
 		}
+		documented(t, command, must(t, append(strings.Fields(args), "-o", "json")...))
 	}
 	jobs := decode[[]job](t, must(t, "job", "list", "--item", "web01", "-o", "json"))
 	if len(jobs) == 0 {
 		t.Fatal("no jobs")
 	}
 	fits(t, must(t, "job", "show", jobs[0].ID))
+	documented(t, "job …", must(t, "job", "show", jobs[0].ID, "-o", "json"))
+	documented(t, "version", must(t, "version", "-o", "json"))
+	documented(t, "site key", must(t, "site", "key", "site-a", "--out", filepath.Join(t.TempDir(), "k"), "-o", "json"))
 	must(t, "job", "watch", jobs[0].ID)
 }
 
@@ -416,4 +421,41 @@ func TestDocs(t *testing.T) {
 			t.Errorf("docs/cli.md does not mention %q", path)
 		}
 	})
+}
+
+// documented checks that every field of a command's JSON is in the promise.
+func documented(t *testing.T, command, text string) {
+	t.Helper()
+	raw, err := os.ReadFile("../../docs/cli.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(raw), "## JSON fields")
+	known := map[string]bool{}
+	for line := range strings.Lines(table) {
+		if cells := strings.Split(line, "|"); len(cells) > 2 && strings.Contains(cells[1], command) {
+			for _, w := range strings.FieldsFunc(cells[2], func(r rune) bool { return r == ' ' || r == '`' || r == ':' || r == ';' || r == ',' }) {
+				known[w] = true
+			}
+		}
+	}
+	var free func(v any)
+	free = func(v any) {
+		switch v := v.(type) {
+		case []any:
+			for _, x := range v {
+				free(x)
+			}
+		case map[string]any:
+			for k, x := range v {
+				if !known[k] {
+					t.Errorf("%s prints the field %q, which docs/cli.md does not promise", command, k)
+				}
+				if k != "outcome" && k != "lastTestReport" { // have keys of their own
+					free(x)
+				}
+			}
+		}
+	}
+	free(decode[any](t, text))
 }

@@ -65,6 +65,7 @@ func TestStoreTools(t *testing.T) {
 	with := func(args ...string) []string { return append(append([]string{"store"}, args...), at...) }
 	name := func(i int) string { return dr.PointName(r.Points[i].Ref.Gen, r.Points[i].Ref.N) }
 
+	documented(t, "store ls", must(t, with("ls", "-o", "json")...))
 	machines := decode[[]storeMachine](t, must(t, with("ls", "-o", "json")...))
 	if len(machines) != 1 || machines[0].Machine != string(r.Machine) || machines[0].VM != "vm" || len(machines[0].Points) != 3 || machines[0].Points[2].Name != name(2) ||
 		strings.Join(machines[0].Disks, ",") != "vda,vdb" || len(machines[0].Refused) != 0 {
@@ -86,8 +87,8 @@ func TestStoreTools(t *testing.T) {
 	}{
 		{2, "vda", 0, nil}, {1, "vda", 0, []string{"--point", name(1)}}, {2, "vdb", 1, []string{"--machine", "vm"}},
 	} {
-		args := with(append([]string{"restore", "--machine", string(r.Machine), "--disk", tc.disk, "--out", out}, tc.args...)...)
-		must(t, args...)
+		args := with(append([]string{"restore", "-o", "json", "--machine", string(r.Machine), "--disk", tc.disk, "--out", out}, tc.args...)...)
+		documented(t, "store restore", must(t, args...))
 		got, err := os.ReadFile(out)
 		if err != nil || !bytes.Equal(got, r.Points[tc.point].Flat[tc.n]) {
 			t.Errorf("%v: the restored disk differs from the source (%v)", tc, err)
@@ -127,6 +128,7 @@ func TestStoreDamage(t *testing.T) {
 		OK             bool
 	}
 	got = cli(t, "store", "verify", "--store", dir, "--key", key, "-o", "json")
+	documented(t, "store verify", got.out)
 	verdicts := decode[[]verdict](t, got.out)
 	if len(verdicts) != 3 || !verdicts[0].OK || verdicts[1].OK || verdicts[2].OK || !strings.Contains(verdicts[1].Problem, object) {
 		t.Errorf("verdicts %+v", verdicts)
@@ -140,7 +142,9 @@ func TestStoreDamage(t *testing.T) {
 
 	// A missing cut is refused by the listing too, with its reason.
 	r.Replace(object, func([]byte) []byte { return nil })
-	machines := decode[[]storeMachine](t, must(t, "store", "ls", "--store", dir, "--key", key, "-o", "json"))
+	text := must(t, "store", "ls", "--store", dir, "--key", key, "-o", "json")
+	documented(t, "store ls", text)
+	machines := decode[[]storeMachine](t, text)
 	if len(machines) != 1 || len(machines[0].Points) != 1 || len(machines[0].Refused) == 0 || machines[0].Refused[0].Reason == "" {
 		t.Errorf("ls of a store with a missing cut: %+v", machines)
 	}
