@@ -45,7 +45,8 @@ func run() int {
 		if *stage {
 			os.Setenv(stageEnv, "1")
 		}
-		code, err := withoutRoot(ctx, *bin, *report)
+		// The copy gets the signals and ends in order: ctx would kill it instead.
+		code, err := withoutRoot(context.WithoutCancel(ctx), *bin, *report)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "demo:", err)
 			return 1

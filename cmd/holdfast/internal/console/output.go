@@ -148,13 +148,13 @@ func (c *Console) Describe(v any, fields ...Field) error {
 		if f.value == "" {
 			continue
 		}
-		for i, line := range wrap(Clean(f.value, false), c.Width-most-2) {
-			name := f.name
-			if i > 0 {
+		name := f.name
+		for text := range strings.SplitSeq(strings.TrimSpace(Clean(f.value, true)), "\n") {
+			for _, line := range wrap(text, c.Width-most-2) {
+				if _, err := fmt.Fprintf(c.Out, "%-*s  %s\n", most, name, line); err != nil {
+					return err
+				}
 				name = ""
-			}
-			if _, err := fmt.Fprintf(c.Out, "%-*s  %s\n", most, name, line); err != nil {
-				return err
 			}
 		}
 	}

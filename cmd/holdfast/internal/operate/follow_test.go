@@ -11,6 +11,7 @@ import (
 	"github.com/mattn/go-runewidth"
 
 	"holdfast/cmd/holdfast/internal/console"
+	"holdfast/internal/armclient"
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
 )
@@ -154,5 +155,19 @@ func TestFind(t *testing.T) {
 	var e *dr.Error
 	if _, err := one("mail"); !errors.As(err, &e) || e.Kind != dr.KindNotFound || !strings.Contains(e.Hint, "vm list") {
 		t.Errorf("none of a name: %v", err)
+	}
+}
+
+func TestAbbreviation(t *testing.T) {
+	t.Parallel()
+	job := func(id string) armclient.Job { return armclient.Job{Name: id} }
+	a, b := job("01a2044e-0485-7aaa-8000-000000000001"), job("01a2044e-0485-7bbb-8000-000000000002") // made in the same millisecond
+	for _, tc := range []struct {
+		jobs []armclient.Job
+		want int
+	}{{nil, shortID}, {[]armclient.Job{a}, shortID}, {[]armclient.Job{a, b}, len("01a2044e-0485-7a")}, {[]armclient.Job{a, a}, 36}} {
+		if got := abbreviation(tc.jobs); got != tc.want {
+			t.Errorf("%d jobs: %d characters, want %d", len(tc.jobs), got, tc.want)
+		}
 	}
 }

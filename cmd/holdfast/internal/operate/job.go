@@ -86,12 +86,13 @@ func (a *app) jobCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		cut := abbreviation(jobs)
 		var views []jobView
 		for _, j := range jobs[:min(len(jobs), max(limit, 0))] {
 			views = append(views, viewJob(j.Name, j.Properties))
 		}
 		return console.List(a.Console, views, "There are no jobs.",
-			console.Col("JOB", func(j jobView) string { return j.ID[:min(len(j.ID), shortID)] }), console.Wide("WHAT", func(j jobView) string { return j.Title + " " + j.Target }),
+			console.Col("JOB", func(j jobView) string { return j.ID[:min(len(j.ID), cut)] }), console.Wide("WHAT", func(j jobView) string { return j.Title + " " + j.Target }),
 			console.Wide("STATE", func(j jobView) string { return j.State }), console.Wide("STARTED", func(j jobView) string { return a.When(j.Started) }))
 	})}
 	ls.Flags().StringVar(&state, "state", "", "only jobs of this state, such as InProgress or Failed")
@@ -155,8 +156,21 @@ func (a *app) jobCommand() *cobra.Command {
 // quote escapes a text of a $filter.
 func quote(s string) string { return strings.ReplaceAll(s, "'", "''") }
 
-// shortID is how far tables show a job's id: it begins with its time in milliseconds.
+// shortID is how far tables show a job's id at least: it begins with its time in milliseconds.
 const shortID = 13
+
+// abbreviation is the length to which the ids of jobs can be cut and still differ.
+func abbreviation(jobs []armclient.Job) int {
+	for n := shortID; ; n++ {
+		seen := map[string]bool{}
+		for _, j := range jobs {
+			seen[j.Name[:min(n, len(j.Name))]] = true
+		}
+		if len(seen) == len(jobs) || n >= 36 {
+			return n
+		}
+	}
+}
 
 // jobID completes an abbreviated id.
 func jobID(ctx context.Context, c *armclient.Client, ref string) (string, error) {
