@@ -19,6 +19,7 @@ func (v *Vault) scenarios() map[string]work.Scenario {
 	type steps = []work.Step
 	p, r := protection{v.core}, recovery{v.core}
 	shutdown := work.Step{Name: "ShutdownSource", Title: "Shut the source VM down", Attempts: 2, Run: r.shutdownStep()}
+	probe := work.Step{Name: checkSource, Title: "Ask the source host", Attempts: 2, Run: r.checkSourceStep()}
 	drain := work.Step{Name: "SynchronizeLatestChanges", Title: "Send the latest changes", Attempts: 4, Run: r.drainStep()}
 	prepare := work.Step{Name: "PrepareRecoveryPoint", Title: "Prepare the recovery point", Run: r.prepareStep}
 	boot := work.Step{Name: "StartRecoveryVM", Title: "Start the recovery VM", Attempts: 3, Run: r.bootStep()}
@@ -52,7 +53,7 @@ func (v *Vault) scenarios() map[string]work.Scenario {
 		"TestFailover":        {Title: "Test failover", Steps: steps{check, prepare, bootTest, verify}, OnFail: steps{removeTest}},
 		"TestFailoverCleanup": {Title: "Clean up test failover", Restartable: true, Steps: steps{removeTest}},
 		"PlannedFailover":     {Title: "Planned failover", Steps: full, OnFail: steps{quick, start, resume}},
-		"UnplannedFailover":   {Title: "Failover", Steps: full, OnFail: steps{quick, start, resume}},
+		"UnplannedFailover":   {Title: "Failover", Steps: steps{check, probe, shutdown, drain, prepare, boot, verify}, OnFail: steps{quick, start, resume}},
 		"CommitFailover":      {Title: "Commit failover"}, // the end of the job changes the item
 		"CancelFailover":      {Title: "Cancel failover", Restartable: true, Steps: undo},
 		"ChangePit":           {Title: "Change recovery point", Steps: steps{prepare, remove, boot, verify}},

@@ -164,6 +164,12 @@ func (v recovery) sourceStep(ask func(ctx context.Context, s *job.StepContext, i
 		if optional && !in.Source {
 			return skip("not asked for")
 		}
+		var probe work.StepOut
+		if ok, err := s.Output(checkSource, &probe); err != nil {
+			return job.Result{}, err
+		} else if ok && optional && probe.Skipped != "" {
+			return skip(probe.Skipped)
+		}
 		r, answered := s.Reply()
 		if answered && r.Err() == nil {
 			return done(ctx, s, it, r)
@@ -188,6 +194,24 @@ func (v recovery) sourceStep(ask func(ctx context.Context, s *job.StepContext, i
 		}
 		return job.WaitCommand(c), nil
 	}
+}
+
+// checkSource is the step whose answer, or silence, decides whether an
+// unplanned failover asks anything more of the source.
+const checkSource = "CheckSource"
+
+// probeWait bounds how long a failover waits for the first word of a source
+// host. One that has just died still counts as connected for a while, and
+// nobody waits minutes for it on the bad day.
+const probeWait = 10 * time.Second
+
+// checkSourceStep asks the source host something small.
+func (v recovery) checkSourceStep() job.Handler {
+	return v.sourceStep(func(_ context.Context, _ *job.StepContext, it vaultdb.Item) (job.Command, error) {
+		return command(it.SourceAgent, agentapi.CmdPowerState, agentapi.VMPayload{VM: string(it.VM)}, probeWait), nil
+	}, func(context.Context, *job.StepContext, vaultdb.Item, job.Reply) (job.Result, error) {
+		return job.Done(nil, nil), nil
+	})
 }
 
 // shutdownStep shuts the source VM down. That it may be down is noted before

@@ -1,7 +1,6 @@
 package libvirt
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -28,38 +27,15 @@ func (h *Host) Screenshot(ctx context.Context, id dr.VMID) ([]byte, error) {
 	if !virt.Active(s) {
 		return nil, dr.New(dr.KindPrecondition, dr.CodeVMNotRunning, "libvirt."+op, "VM %s is not running", dom.Name)
 	}
-	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
-	defer cancel()
-	what := "take a screenshot of VM " + dom.Name
-	c, err := h.virt.Dial(ctx) // of its own: go-libvirt and the daemon disagree on how a stream ends
+	raw, err := h.virt.Screenshot(ctx, dom, maxScreenshot)
 	if err != nil {
-		return nil, virt.Wrap(op, what, err)
+		return nil, err
 	}
-	defer c.Close()
-	var b limitedBuffer
-	err = c.Guard(ctx, func() error {
-		_, err := c.DomainScreenshot(dom, &b, 0, 0)
-		return err
-	})
-	// go-libvirt looks for the picture's type behind the stream, where it is not,
-	// and fails. Whether the picture is whole is for its decoder to say.
-	if err != nil && (virt.Answered(err) || ctx.Err() != nil || b.Len() == 0) {
-		return nil, virt.Wrap(op, what, err)
-	}
-	img, err := screen.ToPNG(b.Bytes())
+	img, err := screen.ToPNG(raw)
 	if err != nil {
 		return nil, dr.Errorf(dr.KindUnavailable, "libvirt."+op, "screenshot of VM %s: %w", dom.Name, err)
 	}
 	return img, nil
-}
-
-type limitedBuffer struct{ bytes.Buffer }
-
-func (b *limitedBuffer) Write(p []byte) (int, error) {
-	if b.Len()+len(p) > maxScreenshot {
-		return 0, errors.New("the picture is too large")
-	}
-	return b.Buffer.Write(p)
 }
 
 // SerialLog reads the end of the file that the first serial port writes to.

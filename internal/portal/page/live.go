@@ -33,8 +33,10 @@ func (c *Core) Stream(w http.ResponseWriter, r *Request) error {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no")
 	send := func(text string) bool {
-		// A server without write deadlines has none to move.
+		// A server without write deadlines has none to move. It is lifted again
+		// afterwards: HTTP/2 resets a stream whose deadline passes while it is idle.
 		_ = rc.SetWriteDeadline(time.Now().Add(streamWrite))
+		defer func() { _ = rc.SetWriteDeadline(time.Time{}) }()
 		if _, err := fmt.Fprint(w, text); err != nil {
 			return false
 		}

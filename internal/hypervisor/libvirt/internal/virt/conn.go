@@ -17,6 +17,7 @@ const ModularSocket = "virtqemud-sock"
 const (
 	networkSocket = "virtnetworkd-sock"
 	maxIdle       = 4
+	closeGrace    = 5 * time.Second
 	dialTimeout   = 30 * time.Second // the daemon's first answer waits for its capability probe
 )
 
@@ -96,7 +97,10 @@ func (c *Conn) Guard(ctx context.Context, fn func() error) error {
 	case <-ctx.Done():
 	}
 	_ = c.raw.Close()
-	<-done // the reader sees the closed socket and fails all calls
+	select {
+	case <-done: // go-libvirt's reader sees the closed socket and fails all calls
+	case <-time.After(closeGrace): // should it not, the deadline counts more than one goroutine
+	}
 	return context.Cause(ctx)
 }
 
