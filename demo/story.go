@@ -117,7 +117,7 @@ func (d *demo) bringUp(ctx context.Context) error {
 func (d *demo) register(ctx context.Context) error {
 	d.out.heading("Register both sites with key files and discover")
 	for _, s := range d.sites {
-		op, err := d.api.CreateFabric(ctx, s.name, dr.HyperVSite)
+		op, err := d.api.CreateFabric(ctx, s.name, dr.KVMSite)
 		if err != nil {
 			return err
 		}

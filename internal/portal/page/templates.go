@@ -53,6 +53,7 @@ func functions(a *assets, now func() time.Time) template.FuncMap {
 		"path":    url.PathEscape,
 		"health":  words.Health,
 		"jobpill": words.Job,
+		"caller":  words.Caller,
 		"pill": func(tone, text string) words.Pill {
 			return words.Pill{Tone: tone, Icon: words.ToneIcon(tone), Text: text}
 		},

@@ -43,6 +43,7 @@ const (
 	authPolkit = 2
 
 	maxPacket = 32 << 20 // libvirt's own limit is 32 MiB
+	maxEarly  = 64
 )
 
 var errRPC = errors.New("libvirt sent something that is not its protocol")
@@ -145,6 +146,7 @@ func needsPolkit(list []byte) (bool, error) {
 type rpc struct {
 	rw     io.ReadWriter
 	serial uint32
+	early  []rpcPacket // of the stream, come before the reply
 }
 
 type rpcPacket struct {
@@ -165,32 +167,50 @@ func (r *rpc) call(proc uint32, args []byte) ([]byte, error) {
 	return p.payload, err
 }
 
-// packet reads the next packet, which must belong to the last call.
+// packet returns the next packet of a type, which must belong to the last
+// call. The daemon may send a stream's first packets before the call's reply.
 func (r *rpc) packet(typ, proc uint32) (rpcPacket, error) {
+	if typ == typeStream && len(r.early) > 0 {
+		p := r.early[0]
+		r.early = r.early[1:]
+		return p, nil
+	}
+	for {
+		got, p, err := r.read(proc)
+		switch {
+		case err != nil:
+			return rpcPacket{}, err
+		case got == typ:
+			return p, nil
+		case got != typeStream || len(r.early) >= maxEarly:
+			return rpcPacket{}, fmt.Errorf("%w: packet of type %d instead of %d", errRPC, got, typ)
+		}
+		r.early = append(r.early, p)
+	}
+}
+
+// read reads one packet and returns its type.
+func (r *rpc) read(proc uint32) (uint32, rpcPacket, error) {
 	var h [rpcHeader]byte
 	if _, err := io.ReadFull(r.rw, h[:]); err != nil {
-		return rpcPacket{}, err
+		return 0, rpcPacket{}, err
 	}
 	field := func(i int) uint32 { return binary.BigEndian.Uint32(h[i:]) }
 	n := field(0)
-	status := field(24)
 	if n < rpcHeader || n > maxPacket || field(4) != rpcProgram || field(8) != rpcVersion || field(12) != proc || field(20) != r.serial {
-		return rpcPacket{}, errRPC
-	}
-	if field(16) != typ && !(status == statusError && field(16) == typeReply) {
-		return rpcPacket{}, errRPC
+		return 0, rpcPacket{}, fmt.Errorf("%w: packet of %d bytes with header %x", errRPC, n, h[4:])
 	}
 	var body bytes.Buffer // grows with what comes, whatever the length says
 	if _, err := io.CopyN(&body, r.rw, int64(n-rpcHeader)); err != nil {
-		return rpcPacket{}, err
+		return 0, rpcPacket{}, err
 	}
-	switch status {
+	switch status := field(24); status {
 	case statusOK, statusContinue:
-		return rpcPacket{status, body.Bytes()}, nil
+		return field(16), rpcPacket{status, body.Bytes()}, nil
 	case statusError:
-		return rpcPacket{}, rpcError(body.Bytes())
+		return 0, rpcPacket{}, rpcError(body.Bytes())
 	}
-	return rpcPacket{}, errRPC
+	return 0, rpcPacket{}, fmt.Errorf("%w: header %x", errRPC, h[4:])
 }
 
 // rpcError reads code, domain and the optional message of an error.

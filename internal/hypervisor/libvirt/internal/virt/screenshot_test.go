@@ -50,6 +50,7 @@ func TestScreenshotProtocol(t *testing.T) {
 	}{
 		"two packets":   {conversation(data("pic"), data("ture"), end, ended), "picture", 0, false},
 		"ended at once": {conversation(data("picture"), ended), "picture", 0, false},
+		"reply second":  {bytes.Join([][]byte{conversation()[:len(conversation())-rpcHeader-4], data("pic"), pack(procScreenshot, typeReply, 4, statusOK, []byte{0, 0, 0, 0}), data("ture"), end}, nil), "picture", 0, false},
 		"error":         {conversation(data("pic"), failed), "", 55, true},
 		"cut off":       {conversation(data("pic")), "", 0, true},
 		"too large":     {conversation(data("0123456789abcdef!")), "", 0, true},
