@@ -5,7 +5,7 @@ set -eu
 
 guest="qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
   syslinux syslinux-common syslinux-efi mtools busybox-static dosfstools e2fsprogs cpio ovmf"
-checks="nbdkit libnbd-bin postgresql chromium"
+checks="gcc libc6-dev nbdkit libnbd-bin postgresql chromium"
 
 case "${1:-}" in
 demo) want="$guest" ;;
