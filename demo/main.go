@@ -53,11 +53,16 @@ func run() int {
 		}
 		return code
 	}
+	var err error
+	if *bin, err = filepath.Abs(*bin); err != nil { // the programs run in a directory of their own
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		return 1
+	}
 	d := &demo{bin: *bin, report: *report, once: os.Getenv("HOLDFAST_DEMO_ONCE") == "1", stage: *stage || os.Getenv(stageEnv) != "", out: newScreen(os.Stdout)}
 	if b := os.Getenv(binEnv); b != "" {
 		d.bin, d.report = b, os.Getenv(reportEnv)
 	}
-	err := d.play(ctx)
+	err = d.play(ctx)
 	err = errors.Join(err, d.cleanUp())
 	switch {
 	case ctx.Err() != nil && (d.result.OK || d.stage):
