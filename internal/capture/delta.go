@@ -100,7 +100,7 @@ func (r *Replicator) delta(ctx context.Context, a Assignment, st state, quiesce,
 		Prev: st.Tip, Time: info.Time.UTC(), Consistency: info.Consistency, Note: info.Note, Resync: full, Disks: disks, VM: vm,
 		Stats: cut.Stats{DirtyBytes: dirty, Read: took},
 	}
-	e, err := s.finish(commit, info.Token, took, true)
+	e, err := s.finish(commit, info.Token, took)
 	if err != nil {
 		kept = errors.Is(err, errCrash)
 		return err

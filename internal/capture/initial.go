@@ -480,7 +480,7 @@ func (rd *round) seal(ctx context.Context, a Assignment, start time.Time) (_ *en
 			commit.Stats.StoredBytes += x.Size
 		}
 	}
-	e, err := s.finish(commit, rd.info.Token, time.Since(start), false)
+	e, err := s.finish(commit, rd.info.Token, time.Since(start))
 	if err != nil {
 		return nil, err
 	}

@@ -38,7 +38,7 @@ type sealer struct {
 	seg     *segment
 	parts   []cut.PartRef
 	objects []object
-	ups     []update
+	ups     *updatesWriter // nil while there are none
 	stats   cut.Stats
 }
 
@@ -167,7 +167,7 @@ func (s *sealer) zero(disk uint16, off, n int64) error {
 }
 
 // finish seals the cut and makes the draft an entry of the spool.
-func (s *sealer) finish(commit *cut.Commit, token string, cutTook time.Duration, trimmed bool) (*entry, error) {
+func (s *sealer) finish(commit *cut.Commit, token string, cutTook time.Duration) (*entry, error) {
 	if s.inParts && s.seg != nil {
 		if err := s.closePart(); err != nil {
 			return nil, err
@@ -191,14 +191,17 @@ func (s *sealer) finish(commit *cut.Commit, token string, cutTook time.Duration,
 		return nil, err
 	}
 	s.note(sealed, seg)
-	if trimmed {
-		if err := writeUpdates(s.draft, s.ups); err != nil {
+	updates := s.ups != nil
+	if updates {
+		ups := s.ups
+		s.ups = nil
+		if err := ups.finish(); err != nil {
 			return nil, err
 		}
 	}
 	e := &entry{
 		Ref: commit.Ref(sealed.ChainHash), Prev: commit.Prev, Token: token, Epoch: s.epoch, Time: commit.Time, Objects: s.objects,
-		Dirty: commit.Stats.DirtyBytes, CutNS: int64(cutTook), Resync: commit.Resync, Updates: trimmed,
+		Dirty: commit.Stats.DirtyBytes, CutNS: int64(cutTook), Resync: commit.Resync, Updates: updates,
 	}
 	if err := s.r.spool.add(s.draft, e, s.r.step); err != nil {
 		return nil, err
@@ -210,6 +213,9 @@ func (s *sealer) finish(commit *cut.Commit, token string, cutTook time.Duration,
 func (s *sealer) abandon(err error) {
 	if s.seg != nil {
 		s.seg.abandon()
+	}
+	if s.ups != nil {
+		s.ups.f.Close()
 	}
 	if !errors.Is(err, errCrash) {
 		os.RemoveAll(s.draft)
@@ -313,7 +319,9 @@ func (s *sealer) trim(ctx context.Context, f *filter, disk uint16, off, n int64,
 		if from == to {
 			return nil
 		}
-		s.ups = append(s.ups, update{disk: disk, block: (off + from) / cut.Unit, sums: sums})
+		if err := s.update(update{disk: disk, block: (off + from) / cut.Unit, sums: sums}); err != nil {
+			return err
+		}
 		return s.data(ctx, disk, off+from, p[from:to])
 	}
 	var start int64
@@ -332,6 +340,17 @@ func (s *sealer) trim(ctx context.Context, f *filter, disk uint16, off, n int64,
 	return flush(min(start, n), n, sums)
 }
 
+// update notes that the filter's entries of a run change with this cut.
+func (s *sealer) update(x update) (err error) {
+	if s.ups == nil {
+		if s.ups, err = newUpdatesWriter(s.draft); err != nil {
+			return err
+		}
+	}
+	s.ups.add(x)
+	return nil
+}
+
 func (s *sealer) trimZeroes(f *filter, disk uint16, off, n int64) error {
 	first, last := off/cut.Unit, (off+n+cut.Unit-1)/cut.Unit
 	for b := first; b < last; {
@@ -343,7 +362,9 @@ func (s *sealer) trimZeroes(f *filter, disk uint16, off, n int64) error {
 		for e < last && !f.same(e, entryZero) {
 			e++
 		}
-		s.ups = append(s.ups, update{disk: disk, block: b, zero: e - b})
+		if err := s.update(update{disk: disk, block: b, zero: e - b}); err != nil {
+			return err
+		}
 		if err := s.zero(disk, b*cut.Unit, min(e*cut.Unit, off+n)-b*cut.Unit); err != nil {
 			return err
 		}

@@ -215,42 +215,54 @@ func (s *spool) remove(e *entry) error {
 	return diskError("capture.spool", e.dir, os.RemoveAll(e.dir))
 }
 
-// writeUpdates stores the filter updates of a cut in its draft.
+// updatesWriter writes the filter updates of a cut into its draft as they come:
+// a resynchronization may have hundreds of millions of them.
 //
 // Records: disk u16, kind u8 (0 sums, 1 zeroes), block u64, count u32, then
 // count sums u64 for kind 0. Little endian. The file lives as long as the entry.
-func writeUpdates(draft string, ups []update) (err error) {
+type updatesWriter struct {
+	f *os.File
+	w *bufio.Writer
+}
+
+func newUpdatesWriter(draft string) (*updatesWriter, error) {
 	path := filepath.Join(draft, updatesFile)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return diskError("capture.spool", path, err)
+		return nil, diskError("capture.spool", path, err)
 	}
-	w := bufio.NewWriterSize(f, 64<<10)
+	return &updatesWriter{f: f, w: bufio.NewWriterSize(f, 64<<10)}, nil
+}
+
+// add writes one update; bufio keeps the first error for finish.
+func (u *updatesWriter) add(x update) {
 	var head [15]byte
-	for _, u := range ups {
-		for count := max(u.zero, int64(len(u.sums))); count > 0; {
-			n := min(count, 1<<30)
-			binary.LittleEndian.PutUint16(head[0:], u.disk)
-			head[2] = 0
-			if u.zero > 0 {
-				head[2] = 1
-			}
-			binary.LittleEndian.PutUint64(head[3:], uint64(u.block))
-			binary.LittleEndian.PutUint32(head[11:], uint32(n))
-			w.Write(head[:]) // bufio keeps the first error for Flush
-			if u.zero == 0 {
-				for _, v := range u.sums[:n] {
-					var b [8]byte
-					binary.LittleEndian.PutUint64(b[:], v)
-					w.Write(b[:])
-				}
-				u.sums = u.sums[n:]
-			}
-			u.block += n
-			count -= n
+	for count := max(x.zero, int64(len(x.sums))); count > 0; {
+		n := min(count, 1<<30)
+		binary.LittleEndian.PutUint16(head[0:], x.disk)
+		head[2] = 0
+		if x.zero > 0 {
+			head[2] = 1
 		}
+		binary.LittleEndian.PutUint64(head[3:], uint64(x.block))
+		binary.LittleEndian.PutUint32(head[11:], uint32(n))
+		u.w.Write(head[:])
+		if x.zero == 0 {
+			for _, v := range x.sums[:n] {
+				var b [8]byte
+				binary.LittleEndian.PutUint64(b[:], v)
+				u.w.Write(b[:])
+			}
+			x.sums = x.sums[n:]
+		}
+		x.block += n
+		count -= n
 	}
-	return diskError("capture.spool", path, errors.Join(w.Flush(), f.Sync(), f.Close()))
+}
+
+// finish makes the file durable and closes it.
+func (u *updatesWriter) finish() error {
+	return diskError("capture.spool", u.f.Name(), errors.Join(u.w.Flush(), u.f.Sync(), u.f.Close()))
 }
 
 // apply brings a disk's filter from the entry's predecessor to the entry.

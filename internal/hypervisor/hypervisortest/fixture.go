@@ -146,6 +146,11 @@ func serve(t testing.TB, dir string, devices map[string]*memoryDevice) (socket s
 	ok(t, err)
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(context.Background(), ln) }()
+	for name := range devices { // a server that answers is one that can be stopped
+		c, err := nbd.Dial(t.Context(), nbd.ClientConfig{Network: "unix", Address: socket, Export: name})
+		ok(t, err)
+		ok(t, c.Close())
+	}
 	var once sync.Once
 	stop = func() {
 		once.Do(func() {

@@ -162,9 +162,7 @@ func waitConsole(t testing.TB, h *libvirt.Host, id dr.VMID, what string, ok func
 // was acknowledged at the cut is there, nothing is torn, and once it is local
 // it needs nobody. The second host is another libvirt.
 func TestLedger(t *testing.T) {
-	if testing.Short() {
-		t.Skip("boots virtual machines")
-	}
+	slow(t)
 	for _, uefi := range []bool{false, true} {
 		t.Run(fmt.Sprintf("uefi=%t", uefi), func(t *testing.T) {
 			t.Parallel()
@@ -277,9 +275,7 @@ func testLedger(t *testing.T, uefi bool) {
 // leaves its guest frozen when it wakes up and executes the freeze it was
 // asked for long ago. A new process goes on where the old one stopped.
 func TestHungGuestAgent(t *testing.T) {
-	if testing.Short() {
-		t.Skip("boots a virtual machine")
-	}
+	slow(t)
 	b := newBench(t)
 	g := guesttest.StartGuest(t, b.inst, "src", sessionvirt.GuestConfig{})
 	dir := filepath.Join(b.inst.Dir, "hf")

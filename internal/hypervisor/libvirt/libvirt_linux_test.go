@@ -172,7 +172,7 @@ func (d *domain) write(t testing.TB, dev string, off int64, p []byte) {
 	d.b.must(t, os.Remove(file))
 }
 
-// pid finds the domain's QEMU by the pid file of this session.
+// kill ends the domain's QEMU as a power cut would, found by the pid file of this session.
 func (d *domain) kill(t testing.TB) {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(d.b.inst.Dir, "r/libvirt/qemu/run", d.name+".pid"))
@@ -193,6 +193,14 @@ func (d *domain) waitState(t testing.TB, want string) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	t.Fatalf("%s does not become %s", d.name, want)
+}
+
+// slow leaves a test of more than five seconds out of short runs.
+func slow(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("slow: runs virtual machines")
+	}
 }
 
 // hang stops libvirtd; its sockets still accept.
@@ -258,9 +266,7 @@ func (b *bench) fixture(t *testing.T) *hypervisortest.Fixture {
 }
 
 func TestConformance(t *testing.T) {
-	if testing.Short() {
-		t.Skip("runs two minutes of virtual machines")
-	}
+	slow(t)
 	b := newBench(t)
 	hypervisortest.Run(t, b.fixture)
 }
@@ -322,6 +328,7 @@ func TestWatchdogEndsOldCuts(t *testing.T) {
 // TestDaemonRestart: libvirtd is killed while a cut is open. The cut can be
 // read on, ended with the new daemon, and watchers are told.
 func TestDaemonRestart(t *testing.T) {
+	slow(t)
 	b := newBench(t)
 	d := b.domain(t, map[string]string{"vda": "4M"}, "")
 	h := b.open(t, filepath.Join(d.dir, "hf"), nil)
@@ -398,6 +405,7 @@ func TestDaemonRestart(t *testing.T) {
 
 // TestForgetOffline: protection of a VM that is off ends without starting it.
 func TestForgetOffline(t *testing.T) {
+	slow(t)
 	b := newBench(t)
 	d := b.domain(t, map[string]string{"vda": "4M"}, "")
 	h := b.open(t, filepath.Join(d.dir, "hf"), nil)
@@ -421,6 +429,7 @@ func TestForgetOffline(t *testing.T) {
 
 // TestBootAfterCrash: Boot and Remove clear what a process left that died in the midst of Boot.
 func TestBootAfterCrash(t *testing.T) {
+	slow(t)
 	b := newBench(t)
 	d := b.domain(t, map[string]string{"vda": "4M"}, "")
 	dir := filepath.Join(d.dir, "hf")
@@ -502,6 +511,7 @@ func TestConfigValidate(t *testing.T) {
 // TestFirmwareVariables: where libvirt has chosen the firmware itself, the
 // recovery VM gets the same one with the captured variables.
 func TestFirmwareVariables(t *testing.T) {
+	slow(t)
 	b := newBench(t)
 	dir := filepath.Join(b.inst.Dir, "e")
 	b.must(t, os.Mkdir(dir, 0o755))
