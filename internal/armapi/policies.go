@@ -120,7 +120,7 @@ func putPolicy(c *call) (reply, error) {
 	exists := err == nil
 	if exists {
 		want.ID, want.Name, want.Created = have.ID, have.Name, have.Created
-		if want == have {
+		if want.Equal(have) {
 			return getPolicy(c)
 		}
 	}

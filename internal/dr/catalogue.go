@@ -1,5 +1,10 @@
 package dr
 
+import (
+	"cmp"
+	"slices"
+)
+
 // Code names an entry of the error catalogue. Codes are stable: they appear in
 // the API, in logs and in the documentation.
 type Code string
@@ -16,17 +21,37 @@ const (
 	NonRecoverable
 )
 
-// Entry describes one code: what happened, the usual cause and the way out.
-type Entry struct {
-	Code   Code
-	Kind   Kind
-	Retry  Retry
-	Title  string
-	Cause  string
-	Remedy string
+// String returns the class as people read it.
+func (r Retry) String() string {
+	switch r {
+	case Recoverable:
+		return "recoverable"
+	case NonRecoverable:
+		return "non-recoverable"
+	}
+	return "none"
 }
 
-// The codes.
+// Entry describes one code: what happened, the usual cause, how it shows and the way out.
+type Entry struct {
+	Code     Code
+	Kind     Kind   // of an error with this code, unless the place where it happens knows better
+	Retry    Retry  // what replication does
+	Severity Health // of an item's health while this is the matter; Normal = only told, empty = never a matter of health
+	Title    string
+	Cause    string
+	Evidence string // what the message or the log shows
+	Remedy   string // an action
+}
+
+// Group is a chapter of the catalogue.
+type Group struct {
+	Title   string
+	Intro   string
+	Entries []Entry // ordered by code
+}
+
+// The codes of connections, requests and jobs.
 const (
 	CodeRegistrationKeyInvalid Code = "RegistrationKeyInvalid"
 	CodeRegistrationKeyExpired Code = "RegistrationKeyExpired"
@@ -36,6 +61,7 @@ const (
 	CodeVaultUnreachable       Code = "VaultUnreachable"
 	CodeVaultIdentity          Code = "VaultIdentityMismatch"
 	CodePolicyInvalid          Code = "PolicyInvalid"
+	CodeWindowInvalid          Code = "WindowInvalid"
 	CodePointNameInvalid       Code = "RecoveryPointNameInvalid"
 	CodePolicyInUse            Code = "PolicyInUse"
 	CodeFabricNotEmpty         Code = "FabricNotEmpty"
@@ -45,10 +71,14 @@ const (
 	CodeJobInProgress          Code = "JobInProgress"
 	CodeOperationNotAllowed    Code = "OperationNotAllowed"
 	CodeUnknownStep            Code = "UnknownStep"
+)
 
+// The codes of VMs and their hosts.
+const (
 	CodeDiskNotTrackable  Code = "DiskNotTrackable"
 	CodeDiskShared        Code = "DiskShared"
 	CodeDiskPassThrough   Code = "DiskPassThrough"
+	CodeDiskShrunk        Code = "DiskShrunk"
 	CodeNoDisks           Code = "NoReplicatableDisk"
 	CodeVMNotFound        Code = "VMNotFound"
 	CodeVMNotRunning      Code = "VMNotRunning"
@@ -56,23 +86,86 @@ const (
 	CodeHypervisorDown    Code = "HypervisorUnreachable"
 	CodeHypervisorTimeout Code = "HypervisorTimeout"
 	CodeBackupJobBusy     Code = "BackupJobBusy"
-	CodeTrackingLost      Code = "ChangeTrackingLost"
 	CodeScratchFull       Code = "ScratchFull"
 	CodeSpoolFull         Code = "SpoolFull"
 	CodeNoSpace           Code = "DiskFull"
+	CodeGuestAgentMissing Code = "GuestAgentMissing"
+	CodeGuestAgentTimeout Code = "GuestAgentTimeout" // on freeze or thaw
+	CodeThawUnconfirmed   Code = "ThawUnconfirmed"
+)
 
-	CodeStoreUnreachable  Code = "StoreUnreachable"
-	CodeStoreReadOnly     Code = "StoreReadOnly"
-	CodeStoreFull         Code = "StoreFull"
-	CodeObjectCorrupt     Code = "ObjectCorrupt"
-	CodeObjectMissing     Code = "ObjectMissing"
-	CodeObjectConflict    Code = "ObjectConflict"
-	CodeFormatUnsupported Code = "FormatUnsupported"
-	CodeKeyMismatch       Code = "VaultKeyMismatch"
-	CodeGenerationFenced  Code = "GenerationFenced"
-	CodeNoRecoveryPoint   Code = "NoRecoveryPoint"
-	CodePointRefused      Code = "RecoveryPointRefused"
+// The codes of an item's replication.
+const (
+	CodeEnableFailed        Code = "EnableProtectionFailed"
+	CodeInitialIncomplete   Code = "InitialReplicationNotComplete"
+	CodeCyclesMissed        Code = "ReplicationCyclesMissed"
+	CodeReplicationLag      Code = "ReplicationLag"
+	CodeLatencyHigh         Code = "ReplicationLatencyHigh"
+	CodeBandwidthLow        Code = "ReplicationNotConverging"
+	CodePaused              Code = "ReplicationPaused"
+	CodeWindowClosed        Code = "WindowClosed"
+	CodeSourceDisconnected  Code = "SourceHostNotConnected"
+	CodeFailoverFailed      Code = "FailoverFailed"
+	CodeFailoverNotReversed Code = "FailoverNotReversed"
+	CodeGroupIncomplete     Code = "GroupIncomplete"
+	CodeSeedMismatch        Code = "SeedMismatch"
+	CodeAnomaly             Code = "LooksEncrypted"
+)
 
+// The codes of resynchronization: that one is due, and why.
+const (
+	CodeResyncRequired     Code = "ResynchronizationRequired"
+	CodeResyncWindow       Code = "ResynchronizationWaiting" // told only
+	CodeResyncRequested    Code = "ResynchronizationRequested"
+	CodeTrackingLost       Code = "ChangeTrackingLost"
+	CodeTrackingThreshold  Code = "TrackingThresholdExceeded"
+	CodeDiskChangedOffline Code = "DiskChangedOffline"
+	CodeDiskReplaced       Code = "DiskReplaced"
+	CodeVMReverted         Code = "VMReverted"
+	CodeHostCrash          Code = "TrackerNotClosed"
+	CodeLogSequence        Code = "CutOutOfSequence"
+	CodeGenerationChanged  Code = "GenerationChanged"
+	CodeDigestsUnavailable Code = "DigestsUnavailable"
+)
+
+// The codes of the store.
+const (
+	CodeStoreUnreachable    Code = "StoreUnreachable"
+	CodeStoreReadOnly       Code = "StoreReadOnly"
+	CodeStoreFull           Code = "StoreFull"
+	CodeStoreNotConditional Code = "StoreNotConditional"
+	CodeStoreDamaged        Code = "StoreDamaged" // found by a scrub
+	CodeObjectCorrupt       Code = "ObjectCorrupt"
+	CodeObjectMissing       Code = "ObjectMissing"
+	CodeObjectConflict      Code = "ObjectConflict"
+	CodeFormatUnsupported   Code = "FormatUnsupported"
+	CodeGenerationFenced    Code = "GenerationFenced"
+	CodeNoRecoveryPoint     Code = "NoRecoveryPoint"
+	CodePointRefused        Code = "RecoveryPointRefused"
+	CodeCompactorConflict   Code = "CompactorConflict"
+	CodeRetentionHeld       Code = "RetentionHeld"
+)
+
+// The codes of the vault's keys.
+const (
+	CodeKeyMismatch      Code = "VaultKeyMismatch"
+	CodeKeySealed        Code = "KeySealed" // a passphrase is needed and there is none
+	CodePassphraseWrong  Code = "PassphraseWrong"
+	CodeKeyFileDamaged   Code = "KeyFileDamaged"
+	CodeKeyFileExposed   Code = "KeyFileExposed"
+	CodeKeyStoreFailed   Code = "KeyStoreFailed"
+	CodeKeyShareDamaged  Code = "KeyShareDamaged"
+	CodeKeyShareRepeated Code = "KeyShareRepeated"
+	CodeKeyShareWrong    Code = "KeyShareWrong"
+	CodeKeySharesMixed   Code = "KeySharesMixed"
+	CodeKeySharesTooFew  Code = "KeySharesTooFew"
+	CodeKeyRotation      Code = "KeyRotationOpen"
+	CodeKeysLeft         Code = "KeyRotationLeft"
+	CodeKeyOpensNotAll   Code = "KeyOpensNotAll"
+)
+
+// The codes of failover.
+const (
 	CodeNoRecoverySite     Code = "NoRecoverySite"
 	CodeRecoveryAgentDown  Code = "RecoveryAgentUnreachable"
 	CodeBootNotVerified    Code = "BootNotVerified"
@@ -81,69 +174,45 @@ const (
 	CodeNetworkNotIsolated Code = "NetworkNotIsolated"
 )
 
-// Lookup finds a catalogue entry.
+// tables lists the chapters' entries, each ordered by code. The entries are
+// constants in the program's data and never written.
+func tables() [8][]Entry {
+	return [...][]Entry{connectionEntries[:], requestEntries[:], hostEntries[:], replicationEntries[:], resyncEntries[:], storeEntries[:], keyEntries[:], failoverEntries[:]}
+}
+
+// Lookup finds a catalogue entry, without allocating.
 func Lookup(c Code) (Entry, bool) {
-	for _, e := range Catalogue() {
-		if e.Code == c {
-			return e, true
+	for _, t := range tables() {
+		if i, ok := slices.BinarySearchFunc(t, c, func(e Entry, c Code) int { return cmp.Compare(e.Code, c) }); ok {
+			return t[i], true
 		}
 	}
 	return Entry{}, false
 }
 
+// Groups returns the chapters of the catalogue, in the order of the documentation page.
+func Groups() []Group {
+	groups := []Group{
+		{Title: "Registration and connection", Intro: "Between a host, the vault and each other's identity."},
+		{Title: "Requests and jobs", Intro: "What the vault answers to somebody who asks for something. Replication is not touched."},
+		{Title: "VMs and hosts", Intro: "What the source host, its hypervisor and the guest can do to a cut."},
+		{Title: "Replication", Intro: "The reasons of an item's health, by the rules of Hyper-V Replica and a few more."},
+		{Title: "Resynchronization", Intro: "Why the replica has to be compared with the source. Tracking goes on and recovery points stay usable meanwhile."},
+		{Title: "Store", Intro: "The objects in which the replicas are kept."},
+		{Title: "Keys", Intro: "The vault's private key, without which nobody reads a store."},
+		{Title: "Failover", Intro: "Bringing a VM up at the recovery site."},
+	}
+	for i, t := range tables() {
+		groups[i].Entries = slices.Clone(t)
+	}
+	return groups
+}
+
 // Catalogue returns every entry, in the order of the documentation page.
 func Catalogue() []Entry {
-	return []Entry{
-		{CodeRegistrationKeyInvalid, KindUnauthenticated, RetryNone, "Registration key not accepted", "The key file is not from this vault or was altered.", "Download a new registration key for the site from the vault and run the registration again."},
-		{CodeRegistrationKeyExpired, KindUnauthenticated, RetryNone, "Registration key expired", "Registration keys are valid for five days.", "Download a new registration key for the site from the vault."},
-		{CodeRegistrationKeyRevoked, KindUnauthenticated, RetryNone, "Registration key revoked", "Somebody revoked this key in the vault.", "Ask the vault's administrator, or download a new registration key."},
-		{CodeRegistrationKeyUsed, KindUnauthenticated, RetryNone, "One-time registration key already used", "The key was issued for one host and a host has registered with it.", "Download a new registration key for this host."},
-		{CodeAgentRevoked, KindForbidden, NonRecoverable, "Agent removed from the vault", "The provider was removed or its certificate revoked.", "Register the host again with a new registration key if it should replicate."},
-		{CodeVaultUnreachable, KindUnavailable, Recoverable, "Vault unreachable", "The host can't reach the vault over HTTPS.", "Check DNS, proxy and firewall from the host to the vault's address; replication continues into the spool meanwhile."},
-		{CodeVaultIdentity, KindUnauthenticated, NonRecoverable, "Vault identity does not match", "The server's certificate is not signed by the vault whose key file was used.", "Check that the address is the vault's and that no proxy inspects TLS."},
-		{CodePolicyInvalid, KindInvalid, RetryNone, "Policy not valid", "A setting of the replication policy is outside its range.", "Correct the setting named in the message."},
-		{CodePointNameInvalid, KindInvalid, RetryNone, "Not a recovery point", "The name given is not the name of a recovery point.", "List the item's recovery points and use one of their names or ids."},
-		{CodePolicyInUse, KindConflict, RetryNone, "Policy in use", "Containers or protected items still use the policy.", "Remove the container mappings and protected items first."},
-		{CodeFabricNotEmpty, KindConflict, RetryNone, "Site not empty", "The site still has protected items or registered hosts.", "Disable protection of its items and remove its hosts first."},
-		{CodeNameInvalid, KindInvalid, RetryNone, "Name not valid", "The name contains characters that are not allowed, or is too long.", "Use letters, digits and hyphens, starting and ending with a letter or digit."},
-		{CodeNotFound, KindNotFound, RetryNone, "Not found", "No object of that name exists in the vault.", "Check the name; list the parent to see what exists."},
-		{CodeAlreadyExists, KindConflict, RetryNone, "Exists already", "An object of that name exists already.", "Choose another name, or change the existing object."},
-		{CodeJobInProgress, KindConflict, RetryNone, "Another job is running", "The item is busy with another job.", "Wait for the job or cancel it, then try again."},
-		{CodeOperationNotAllowed, KindPrecondition, RetryNone, "Not possible now", "The item's state does not allow the operation.", "The item's allowed operations list what can be done now."},
-		{CodeUnknownStep, KindInternal, RetryNone, "Job step unknown", "This version of the vault does not know a step of the job.", "Restart the job with the vault version that made it, or cancel it and start again."},
-
-		{CodeDiskNotTrackable, KindUnsupported, NonRecoverable, "Disk can't be tracked", "The disk's format has no persistent change tracking (raw, or another format than qcow2).", "Shut the VM down and convert the disk with 'qemu-img convert -O qcow2', or exclude the disk from replication."},
-		{CodeDiskShared, KindUnsupported, NonRecoverable, "Shared disk", "The disk is shared between VMs.", "Exclude the disk from replication, or replicate inside the guests."},
-		{CodeDiskPassThrough, KindUnsupported, NonRecoverable, "Pass-through disk", "The disk is a physical device handed to the VM.", "Move the data to a qcow2 disk, or exclude the disk from replication."},
-		{CodeNoDisks, KindUnsupported, NonRecoverable, "Nothing to replicate", "The VM has no disk that can be replicated.", "Add a qcow2 disk or change the list of included disks."},
-		{CodeVMNotFound, KindNotFound, NonRecoverable, "VM not found", "The host no longer knows the VM.", "Start discovery again; if the VM was deleted, disable its protection."},
-		{CodeVMNotRunning, KindPrecondition, Recoverable, "VM is not running", "Changes of a VM that is shut off can't be captured through its hypervisor.", "Nothing to do: replication goes on when the VM starts. Recovery points already made stay valid."},
-		{CodeVMReplicated, KindConflict, NonRecoverable, "Replicated by another agent", "Another agent holds the current generation of this VM's replica.", "Disable protection on the other side, or let this host take the VM over in the vault."},
-		{CodeHypervisorDown, KindUnavailable, Recoverable, "Hypervisor unreachable", "The management service of the host does not answer.", "Start libvirtd on the host and check the agent's rights to its socket."},
-		{CodeHypervisorTimeout, KindUnavailable, Recoverable, "Hypervisor did not answer in time", "A management call took too long; often another operation holds the VM.", "See what runs on the VM (virsh domjobinfo); the agent tries again by itself."},
-		{CodeBackupJobBusy, KindConflict, Recoverable, "Another backup is running", "Another product's backup job is open on the VM.", "Wait until it has ended; the agent tries again by itself."},
-		{CodeTrackingLost, KindPrecondition, Recoverable, "Change tracking was lost", "The VM's dirty bitmap is missing or inconsistent, usually after a host crash.", "A resynchronization finds the differences; existing recovery points stay usable."},
-		{CodeScratchFull, KindExhausted, Recoverable, "Scratch space used up", "The guest overwrote more data during the cut than the scratch reserve holds.", "Give the agent's scratch directory more space or raise the reserve."},
-		{CodeSpoolFull, KindExhausted, Recoverable, "Spool full", "The network or store is slower than the guest writes, and the local spool has reached its limit.", "Nothing is lost: changes go on being tracked. Raise the spool limit or the bandwidth if it does not converge."},
-		{CodeNoSpace, KindExhausted, Recoverable, "Disk full", "A file system on the host has no space left.", "Free space at the path named in the message."},
-
-		{CodeStoreUnreachable, KindUnavailable, Recoverable, "Store unreachable", "The object store does not answer.", "Check the network path to the store; the agent tries again by itself."},
-		{CodeStoreReadOnly, KindForbidden, Recoverable, "Store is read-only", "The store refuses writes.", "Make the store's directory or bucket writable again; nothing committed is lost."},
-		{CodeStoreFull, KindExhausted, Recoverable, "Store is full", "The store has no space left.", "Add space to the store; replication goes on by itself and nothing committed is lost."},
-		{CodeObjectCorrupt, KindCorrupt, NonRecoverable, "Stored object damaged", "The bytes of an object do not verify.", "Fail over to an older recovery point that does not need the object, and resynchronize the item."},
-		{CodeObjectMissing, KindCorrupt, NonRecoverable, "Stored object missing", "An object that a recovery point needs is not in the store.", "Restore the object from a copy of the store, or resynchronize the item; older points may be whole."},
-		{CodeObjectConflict, KindConflict, NonRecoverable, "Object exists with other content", "Another writer has put a different object under this name.", "The agent stops and asks for a new generation; check that only one agent protects the VM."},
-		{CodeFormatUnsupported, KindUnsupported, NonRecoverable, "Format version not supported", "The object was written by a newer version of Holdfast.", "Upgrade this program to at least the version that wrote the object."},
-		{CodeKeyMismatch, KindForbidden, NonRecoverable, "Wrong vault key", "The private key does not belong to this store.", "Use the private key of the vault that wrote the store."},
-		{CodeGenerationFenced, KindFenced, NonRecoverable, "Fenced", "A newer generation has taken over this VM's replica.", "Nothing on this host: the VM is replicated or runs elsewhere now."},
-		{CodeNoRecoveryPoint, KindPrecondition, RetryNone, "No recovery point", "The item has no recovery point yet.", "Wait until the initial replication is complete."},
-		{CodePointRefused, KindCorrupt, RetryNone, "Recovery point refused", "An object of the point's chain is damaged or missing.", "Choose an older recovery point; resynchronize the item to get good new ones."},
-
-		{CodeNoRecoverySite, KindPrecondition, RetryNone, "No recovery site", "The item's container mapping names no recovery site with a registered recovery host.", "Register a host with the recovery role and map the container to its site."},
-		{CodeRecoveryAgentDown, KindUnavailable, RetryNone, "Recovery host unreachable", "No agent with the recovery role of the site is connected.", "Start the agent on a recovery host."},
-		{CodeBootNotVerified, KindUnavailable, RetryNone, "Boot not verified", "The VM was started but did not show the expected sign of life in time.", "Look at the console screenshot of the job; try an older recovery point."},
-		{CodeShutdownTimeout, KindUnavailable, RetryNone, "Guest did not shut down", "The guest ignored the shutdown request.", "Shut the guest down by hand and start the planned failover again; replication has gone on."},
-		{CodeSourceStillRunning, KindPrecondition, RetryNone, "The source VM is running", "Bringing the replica up now would make two running originals.", "Use a planned failover, shut the source down, or ask for the failover without source-side operations."},
-		{CodeNetworkNotIsolated, KindPrecondition, RetryNone, "Test network is not isolated", "The network chosen for the test failover can reach others.", "Choose no network or one without a forward mode."},
+	var all []Entry
+	for _, t := range tables() {
+		all = append(all, t...)
 	}
+	return all
 }

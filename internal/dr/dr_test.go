@@ -38,16 +38,6 @@ func TestErrorChain(t *testing.T) {
 	}
 }
 
-func TestCatalogueIsWhole(t *testing.T) {
-	seen := map[dr.Code]bool{}
-	for _, e := range dr.Catalogue() {
-		if seen[e.Code] || e.Title == "" || e.Cause == "" || e.Remedy == "" {
-			t.Errorf("entry %q is double or has an empty text", e.Code)
-		}
-		seen[e.Code] = true
-	}
-}
-
 func TestPointName(t *testing.T) {
 	name := dr.PointName(3, 0x1f)
 	if g, n, err := dr.ParsePointName(name); err != nil || g != 3 || n != 0x1f {

@@ -103,39 +103,6 @@ type VM struct {
 	Gone       bool // no longer reported by its host
 }
 
-// Policy is a replication policy.
-type Policy struct {
-	ID            PolicyID
-	Name          string
-	CopyFrequency time.Duration // 30 s, 5 min, 15 min as ASR; anything >= 5 s
-	Retention     time.Duration // how long recovery points are kept; 0 = only the latest
-	AppFrequency  time.Duration // application-consistent points; 0 = none
-	StartTime     string        // of initial replication, as given ("" = now)
-	Storage       string        // storage account id as given by the client; names a target, not checked
-	Created       time.Time
-}
-
-// Policy limits.
-const (
-	MinCopyFrequency = 5 * time.Second
-	MaxRetention     = 366 * 24 * time.Hour
-)
-
-// Validate checks ranges.
-func (p Policy) Validate() error {
-	switch {
-	case p.Name == "":
-		return New(KindInvalid, CodePolicyInvalid, "dr.Policy", "the policy has no name")
-	case p.CopyFrequency < MinCopyFrequency || p.CopyFrequency > 24*time.Hour:
-		return New(KindInvalid, CodePolicyInvalid, "dr.Policy", "policy %q: copy frequency %v is outside 5s..24h", p.Name, p.CopyFrequency)
-	case p.Retention < 0 || p.Retention > MaxRetention:
-		return New(KindInvalid, CodePolicyInvalid, "dr.Policy", "policy %q: retention %v is outside 0..%v", p.Name, p.Retention, MaxRetention)
-	case p.AppFrequency < 0 || p.AppFrequency > 24*time.Hour:
-		return New(KindInvalid, CodePolicyInvalid, "dr.Policy", "policy %q: application-consistent frequency %v is outside 0..24h", p.Name, p.AppFrequency)
-	}
-	return nil
-}
-
 // ContainerMapping associates a policy with a protection container and names
 // where its items are recovered.
 type ContainerMapping struct {
@@ -208,6 +175,38 @@ type ReplicationStatus struct {
 	Cycles       int
 	Err          *HealthError
 	At           time.Time // when the agent said it
+
+	BacklogRate    int64         // bytes a second that the guest changes, averaged over recent cycles
+	ShipRate       int64         // bytes a second that reach the store while there is something to send
+	Converging     Convergence   // whether the backlog gets smaller
+	BacklogSeconds time.Duration // until the backlog is drained at these rates; 0 = nothing to drain or unknown
+	ResyncReason   Code          // why a resynchronization is required or runs; empty = none
+	NextResync     time.Time     // when it begins by itself; zero = at once, or not by itself (ResyncManual)
+
+	ConsistencyNote string // why the newest point is less consistent than the policy asks for; empty = it is not
+}
+
+// Convergence is the verdict on an item's backlog.
+type Convergence string
+
+// The verdicts. The empty one is ConvergenceUnknown: an agent that does not say.
+const (
+	Converging         Convergence = "converging"    // the store gets more than the guest changes
+	NotConverging      Convergence = "notConverging" // the guest changes more than can be sent
+	BacklogIdle        Convergence = "idle"          // nothing to send
+	ConvergenceUnknown Convergence = "unknown"       // too few cycles to tell
+)
+
+// GroupID is the UUID of a consistency group.
+type GroupID string
+
+// ConsistencyGroup is a set of protected items that are also cut at one common
+// instant, so that they can be failed over together to it.
+type ConsistencyGroup struct {
+	ID     GroupID
+	Name   string // unique in the vault, compared without case
+	Fabric FabricID
+	Items  []ItemID
 }
 
 // HealthError is one reason for a health other than Normal.
@@ -227,10 +226,11 @@ type RecoveryPoint struct {
 	N           uint64 // cut number, strictly increasing over generations
 	Time        time.Time
 	Consistency Consistency
-	Resync      bool  // made by a resynchronization
-	DirtyBytes  int64 // changed bytes at the source in this cycle
-	DataBytes   int64 // plaintext bytes carried
-	StoredBytes int64 // of the cut and its parts (tiles too for the first)
+	Resync      bool   // made by a resynchronization
+	DirtyBytes  int64  // changed bytes at the source in this cycle
+	DataBytes   int64  // plaintext bytes carried
+	StoredBytes int64  // of the cut and its parts (tiles too for the first)
+	Note        string // what people should know of it, e.g. why it is only crash-consistent; mostly empty
 }
 
 // Name is the point's API name, unique for the machine: generation and cut number.

@@ -5,102 +5,173 @@ package health
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"holdfast/internal/dr"
 )
 
-// Limits of Hyper-V Replica's health rules.
+// The limits of Hyper-V Replica's rules. All are "more than".
 const (
-	missedWarning = 0.20      // share of cycles missed in the monitoring interval
-	lagWarning    = time.Hour // since the last send
+	MissedLimit  = 0.20            // share of cycles missed in the monitoring interval
+	LagLimit     = time.Hour       // since the newest point
+	LatencyLimit = 5 * time.Minute // from cut to commit, on average in the monitoring interval
 )
 
-// Codes of the reasons for a health other than Normal that are no error of an agent.
-const (
-	healthIRRunning    dr.Code = "InitialReplicationNotComplete"
-	healthMissed       dr.Code = "ReplicationCyclesMissed"
-	healthLag          dr.Code = "ReplicationLag"
-	healthPaused       dr.Code = "ReplicationPaused"
-	healthResync       dr.Code = "ResynchronizationRequired"
-	healthNotReversed  dr.Code = "FailoverNotReversed"
-	healthDisconnected dr.Code = "SourceHostNotConnected"
-	healthEnableFailed dr.Code = "EnableProtectionFailed"
-	healthUnproved     dr.Code = "FailoverFailed"
-)
+// Severity is the health that an error of the agent gives its item: what the
+// catalogue says of the code, Warning for a code that it does not know.
+func Severity(c dr.Code) dr.Health {
+	if e, ok := dr.Lookup(c); ok && e.Severity == dr.HealthCritical {
+		return dr.HealthCritical
+	}
+	return dr.HealthWarning
+}
 
 // CannotSend reports the errors by which the primary can't send: Critical by
 // Hyper-V Replica's rules even where they heal by themselves.
-func CannotSend(c dr.Code) bool {
-	return slices.Contains([]dr.Code{dr.CodeStoreUnreachable, dr.CodeStoreFull, dr.CodeStoreReadOnly, dr.CodeSpoolFull, dr.CodeNoSpace,
-		dr.CodeVaultUnreachable, dr.CodeHypervisorDown}, c)
-}
+func CannotSend(c dr.Code) bool { return Severity(c) == dr.HealthCritical }
 
 // Input is all that an item's health depends on.
 type Input struct {
 	Item      dr.ProtectedItem
+	Policy    dr.Policy // of the item, for when a resynchronization begins
 	Status    dr.ReplicationStatus
-	Connected bool // the source agent, or too early to tell
+	Stats     Statistics // of the running monitoring interval; empty = Status.Missed and Cycles are all that is known
+	Connected bool       // the source agent, or too early to tell
 	LastSeen  time.Time
 	Now       time.Time
 }
 
 // Assess applies Hyper-V Replica's rules:
 //
-//	Critical  the primary can't send (network, storage, host not connected), a
-//	          resynchronization is needed, or enabling failed
-//	Warning   more than 20 % of the cycles missed in the monitoring interval; more
-//	          than an hour since the last send; initial replication not complete; failed
-//	          over and not reversed; paused on the primary; other errors
+//	Critical  the primary can't send: network, storage on either side, host not
+//	          connected, an error that waits for an operator
+//	          a resynchronization is needed or runs
+//	          enabling protection failed
+//	Warning   more than 20 % of the cycles missed in the monitoring interval
+//	          more than an hour since the newest point
+//	          latency above five minutes on average in the monitoring interval
+//	          initial replication not complete
+//	          failed over and not reversed
+//	          paused on the primary
+//	          the backlog does not get smaller (Holdfast's own rule)
+//	          the last failover failed (own rule); other errors of the agent
 //	Normal    otherwise
 //
-// Each reason says why, so that health is never just a colour.
+// "Paused on the replica" has no counterpart: nothing on the recovery side can
+// refuse what the source sends. Each reason says why, so that health is never just a colour.
 func Assess(in Input) (dr.Health, []dr.HealthError) {
 	it, st := in.Item, in.Status
 	var out []dr.HealthError
-	add := func(code dr.Code, sev dr.Health, cause, remedy, format string, args ...any) {
-		out = append(out, dr.HealthError{Code: code, Severity: sev, Message: fmt.Sprintf(format, args...), Cause: cause, Remedy: remedy})
+	add := func(code dr.Code, format string, args ...any) {
+		out = append(out, reason(code, format, args...))
 	}
 	if it.Protection == dr.EnableFailed {
-		add(healthEnableFailed, dr.HealthCritical, "The job that enables protection has failed.", "See the job's error, then enable protection again or disable it.",
-			"Protection of %s could not be enabled.", it.VMName)
+		add(dr.CodeEnableFailed, "Protection of %s could not be enabled.", it.VMName)
 	}
 	if it.Failover == dr.FailoverFailed {
-		add(healthUnproved, dr.HealthWarning, "The last failover failed and was undone.", "See the job's error; the failover may be repeated.", "The last failover of %s failed.", it.VMName)
+		add(dr.CodeFailoverFailed, "The last failover of %s failed.", it.VMName)
 	}
 	switch {
 	case it.Protection == dr.Disabling || it.Protection == dr.Enabling || it.Protection == dr.EnableFailed:
 		return worst(out), out
 	case it.Active == dr.AtRecovery:
-		add(healthNotReversed, dr.HealthWarning, "The VM runs at the recovery site and is not replicated back.", "Commit or cancel the failover; afterwards protect the VM at its new place.",
-			"%s is failed over and not reverse replicated.", it.VMName)
+		add(dr.CodeFailoverNotReversed, "%s is failed over and not reverse replicated.", it.VMName)
 		return worst(out), out
 	}
 	if !in.Connected {
-		add(healthDisconnected, dr.HealthCritical, "The agent of the source host has not been heard of.", "Start the agent; check the network from the host to the vault.",
-			"The host of %s is not connected since %s.", it.VMName, in.LastSeen.Format("2006-01-02 15:04:05 MST"))
+		add(dr.CodeSourceDisconnected, "The host of %s is not connected since %s.", it.VMName, in.LastSeen.Format("2006-01-02 15:04:05 MST"))
 	}
-	if it.Resync != "" {
-		add(healthResync, dr.HealthCritical, it.Resync, "It runs by itself in its window, or start it now with Resynchronize.", "%s needs a resynchronization.", it.VMName)
+	if it.Resync != "" || st.ResyncReason != "" {
+		out = append(out, resync(in))
 	}
 	if st.Err != nil {
 		out = append(out, *st.Err)
 	}
 	if it.Paused {
-		add(healthPaused, dr.HealthWarning, "Somebody paused the replication.", "Resume it.", "Replication of %s is paused.", it.VMName)
+		add(dr.CodePaused, "Replication of %s is paused.", it.VMName)
 	}
 	if it.Protection == dr.InitialReplication {
-		add(healthIRRunning, dr.HealthWarning, "The disks are being sent for the first time.", "Wait until the initial replication is complete.",
-			"Initial replication of %s is not complete (%.0f %%).", it.VMName, st.Percent)
-	} else if lag := in.Now.Sub(st.LastPoint); !st.LastPoint.IsZero() && lag > lagWarning {
-		add(healthLag, dr.HealthWarning, "Nothing has been sent for more than an hour.", "See the other reasons and the agent's state.",
-			"The newest recovery point of %s is %s old.", it.VMName, lag.Round(time.Minute))
+		add(dr.CodeInitialIncomplete, "Initial replication of %s is not complete (%.0f %%).", it.VMName, st.Percent)
+	} else if lag := in.Now.Sub(st.LastPoint); !st.LastPoint.IsZero() && lag > LagLimit {
+		add(dr.CodeReplicationLag, "The newest recovery point of %s is %s old.", it.VMName, lag.Round(time.Minute))
 	}
-	if st.Cycles > 0 && float64(st.Missed) > missedWarning*float64(st.Cycles) {
-		add(healthMissed, dr.HealthWarning, "Changes could not be sent within the copy frequency.", "Give replication more bandwidth or choose a lower copy frequency.",
-			"%s missed %d of %d cycles in the monitoring interval.", it.VMName, st.Missed, st.Cycles)
+	if missed, cycles := in.cycles(); float64(missed) > MissedLimit*float64(cycles) {
+		add(dr.CodeCyclesMissed, "%s missed %d of %d cycles in the monitoring interval.", it.VMName, missed, cycles)
+	}
+	if mean := in.Stats.AverageLatency(); mean > LatencyLimit {
+		add(dr.CodeLatencyHigh, "Sending a cycle of %s took %s on average in the monitoring interval, %s at most.", it.VMName,
+			mean.Round(time.Second), in.Stats.MaxLatency.Round(time.Second))
+	}
+	if st.Converging == dr.NotConverging {
+		add(dr.CodeBandwidthLow, "%s changes %s/s and %s/s can be sent: %s wait.", it.VMName, size(st.BacklogRate), size(st.ShipRate), size(st.BacklogBytes))
 	}
 	return worst(out), out
+}
+
+// cycles returns the missed cycles and all of the monitoring interval.
+func (in Input) cycles() (missed, all int) {
+	if n := in.Stats.Success + in.Stats.Miss; n > 0 {
+		return in.Stats.Miss, n
+	}
+	if in.Status.Cycles <= 0 {
+		return 0, 0
+	}
+	return in.Status.Missed, in.Status.Cycles
+}
+
+// reason makes a reason of a catalogue entry.
+func reason(code dr.Code, format string, args ...any) dr.HealthError {
+	e, _ := dr.Lookup(code)
+	return dr.HealthError{Code: code, Severity: e.Severity, Message: fmt.Sprintf(format, args...), Cause: e.Cause, Remedy: e.Remedy}
+}
+
+// resync explains why a resynchronization is needed and when it begins.
+func resync(in Input) dr.HealthError {
+	it, st := in.Item, in.Status
+	out := reason(dr.CodeResyncRequired, "%s needs a resynchronization.", it.VMName)
+	why, known := dr.Lookup(st.ResyncReason)
+	var cause []string
+	if known {
+		cause = append(cause, why.Title+".")
+	}
+	if text := strings.TrimSpace(it.Resync); text != "" && text != why.Title && text != string(st.ResyncReason) {
+		cause = append(cause, strings.TrimSuffix(text, ".")+".")
+	}
+	if len(cause) == 0 {
+		cause = append(cause, out.Cause)
+	}
+	mode := in.Policy.ResyncAuto
+	switch window := in.Policy.ResyncWindow; {
+	case st.Phase == "resync":
+		out.Message = fmt.Sprintf("%s is being resynchronized (%.0f %%).", it.VMName, st.Percent)
+		out.Remedy = "Wait until it is complete. Recovery points stay usable meanwhile."
+	case mode == dr.ResyncManual:
+		cause = append(cause, "It waits for an operator, as the policy says.")
+		out.Remedy = "Start it with Resynchronize."
+	case st.NextResync.After(in.Now):
+		cause = append(cause, fmt.Sprintf("It waits for its window, which opens %s.", st.NextResync.Format("2006-01-02 15:04 MST")))
+	case mode != dr.ResyncNow && !window.IsZero():
+		cause = append(cause, fmt.Sprintf("It begins in its window, %s.", window))
+	default:
+		cause = append(cause, "It begins by itself.")
+		out.Remedy = "Wait until it is complete, or see the other reasons if it does not begin."
+	}
+	out.Cause = strings.Join(cause, " ")
+	return out
+}
+
+// size is a number of bytes for people.
+func size(n int64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return fmt.Sprintf("%d bytes", n)
+	}
+	f, i := float64(n)/1024, 0
+	for f >= 999.5 && i < len(units)-1 {
+		f, i = f/1024, i+1
+	}
+	return fmt.Sprintf("%.3g %ciB", f, units[i])
 }
 
 func worst(errs []dr.HealthError) dr.Health {

@@ -61,7 +61,7 @@ func (s *Profiles) SavePolicy(ctx context.Context, p dr.Policy, create bool, by 
 		// A create that comes again with the same settings is the same policy.
 		same := p
 		same.ID, same.Name, same.Created = have.ID, have.Name, have.Created
-		if same != have {
+		if !same.Equal(have) {
 			return dr.New(dr.KindConflict, dr.CodeAlreadyExists, op, "policy %q exists already with other settings", have.Name)
 		}
 		return nil
