@@ -18,6 +18,9 @@ import (
 // History:
 //
 //	1  2026-11-22  first version
+//	1  2026-11-22  added, all optional: digests; of assignments how initial
+//	               replication, resynchronization, bandwidth and groups are
+//	               to be done; of status how it converges
 const Protocol = 1
 
 // ProtocolHeader carries Protocol in decimal; VersionHeader the agent's build.
@@ -38,6 +41,7 @@ const (
 	PathHead      = "/agent/v1/head"      // HeadRequest → HeadResponse
 	PathCommits   = "/agent/v1/commits"   // CommitRequest → CommitResponse
 	PathPoints    = "/agent/v1/points"    // OpenPointRequest → OpenPointResponse
+	PathDigests   = "/agent/v1/digests"   // DigestRequest → DigestResponse
 )
 
 // Error is the body of every non-2xx answer, under the key "error".
@@ -113,6 +117,51 @@ type Assignment struct {
 	Paused               bool     `json:"paused,omitempty"`
 	ResyncRequest        string   `json:"resyncRequest,omitempty"` // changes when an operator asks for a resynchronization
 	VaultPublicKey       string   `json:"vaultPublicKey"`          // data keys are sealed to it
+	Seeded               bool     `json:"seeded,omitempty"`        // Base is a seed: compare with it, the first cut is the first recovery point
+
+	PauseReason string     `json:"pauseReason,omitempty"`
+	ResumeAt    time.Time  `json:"resumeAt,omitzero"`     // a pause ends by itself
+	RetryNow    string     `json:"retryNow,omitempty"`    // changes when an operator wants what waits to be tried at once
+	Full        string     `json:"full,omitempty"`        // changes when an operator wants everything to be sent again
+	Group       *Group     `json:"group,omitempty"`       // consistency group whose members on this agent are cut at one instant
+	Initial     Initial    `json:"initial,omitzero"`      // how the initial replication is made
+	Resync      Resync     `json:"resync,omitzero"`       // when resynchronizations run
+	Compression string     `json:"compression,omitempty"` // zstd (default), fast, none
+	Bandwidth   *Bandwidth `json:"bandwidth,omitempty"`   // of all items of a policy on this agent together
+}
+
+// Group is a consistency group.
+type Group struct {
+	ID      string   `json:"id"`
+	Members []string `json:"members"` // machines, all replicated by this agent
+}
+
+// Initial says how an initial replication is made. Windows are texts of
+// dr.Window: "18:30-06:00", "Mon-Fri 20:00-06:00, Sat-Sun 00:00-24:00".
+type Initial struct {
+	NotBefore time.Time `json:"notBefore,omitzero"`
+	Window    string    `json:"window,omitempty"`
+	Serial    bool      `json:"serial,omitempty"`   // one disk after the other
+	Priority  int       `json:"priority,omitempty"` // -10..10, higher first
+}
+
+// Resync says when a resynchronization that is due may run.
+type Resync struct {
+	Mode      string  `json:"mode,omitempty"`      // window (default), now, manual
+	Window    string  `json:"window,omitempty"`    // default 18:30-06:00
+	Threshold float64 `json:"threshold,omitempty"` // share of the VM's disks that pending changes may reach; 0 = 0.5, below 0 = off
+}
+
+// Bandwidth limits uploads; the first rule whose window is open counts, none means no limit.
+type Bandwidth struct {
+	Group string          `json:"group"` // what shares the limit: the policy's id
+	Rules []BandwidthRule `json:"rules"`
+}
+
+// BandwidthRule is a limit in a window.
+type BandwidthRule struct {
+	Window         string `json:"window,omitempty"` // empty = always
+	BytesPerSecond int64  `json:"bytesPerSecond"`
 }
 
 // CutRef names a committed cut.
@@ -321,7 +370,21 @@ type ItemStatus struct {
 	Missed       int       `json:"missed"`
 	Resync       string    `json:"resync,omitempty"` // reason while one is required or runs
 	Error        *Error    `json:"error,omitempty"`
-	Since        time.Time `json:"since,omitzero"` // of Error
+	Since        time.Time `json:"since,omitzero"`    // of Error
+	Attempt      int       `json:"attempt,omitempty"` // of what fails with Error
+	RetryAt      time.Time `json:"retryAt,omitzero"`
+
+	LastPoint       time.Time `json:"lastPoint,omitzero"`        // time of the newest committed cut
+	DirtyRate       float64   `json:"dirtyRate,omitempty"`       // bytes/s that the guest changes
+	ShipRate        float64   `json:"shipRate,omitempty"`        // bytes/s that are sent while sending
+	Verdict         string    `json:"verdict,omitempty"`         // converging, notConverging, idle, unknown
+	BacklogSeconds  float64   `json:"backlogSeconds,omitempty"`  // until the backlog is drained
+	ResyncCode      string    `json:"resyncCode,omitempty"`      // dr.Code of the reason in Resync
+	NextResync      time.Time `json:"nextResync,omitzero"`       // when its window opens
+	NextInitial     time.Time `json:"nextInitial,omitzero"`      // when the initial replication begins or goes on
+	ConsistencyNote string    `json:"consistencyNote,omitempty"` // why the last point is less consistent than asked for
+	SentBytes       int64     `json:"sentBytes,omitempty"`       // since the process started
+	Disks           []string  `json:"disks,omitempty"`           // of the newest cut
 }
 
 // UploadRequest asks for create-only URLs for exactly these objects.
@@ -380,6 +443,34 @@ type CommitRequest struct {
 // CommitResponse confirms that the point is listed.
 type CommitResponse struct {
 	Point string `json:"point"`
+}
+
+// DigestRequest asks for the digests of stored tiles, by which a
+// resynchronization finds the true differences. It is granted to the agent that
+// holds the machine's current generation.
+type DigestRequest struct {
+	Machine    string `json:"machine"`
+	Generation uint32 `json:"generation"`
+	At         CutRef `json:"at"` // the committed cut to compare with
+	Disk       uint16 `json:"disk"`
+	First      uint32 `json:"first"`            // tile
+	Count      uint32 `json:"count,omitempty"`  // of tiles; 1..256
+	Blocks     bool   `json:"blocks,omitempty"` // the 1024 block digests of tile First instead of roots
+}
+
+// DigestResponse carries keys of digests: it is never logged or stored.
+type DigestResponse struct {
+	Roots  []TileRoot `json:"roots,omitempty"`
+	Key    []byte     `json:"key,omitempty"`    // of Blocks, 32 bytes
+	Blocks []byte     `json:"blocks,omitempty"` // 1024 digests of 16 bytes
+}
+
+// TileRoot is the digest of one tile; see cut.DigestKey.Root.
+type TileRoot struct {
+	Tile uint32 `json:"tile"`
+	Zero bool   `json:"zero,omitempty"` // all zero; Key and Root are empty
+	Key  []byte `json:"key,omitempty"`
+	Root []byte `json:"root,omitempty"`
 }
 
 // OpenPointRequest asks for what it takes to read a recovery point. It is

@@ -14,18 +14,20 @@ import (
 
 // The commit section is a JSON document and the tables that would be wasteful in JSON:
 //
-//	document length u32 | document | parts | tiles | configuration files
+//	document length u32 | document | parts | tiles | segments | configuration files
 //
 // where the document says how many of each follow.
 const (
-	partEntry    = 4 + 2 + 8 + 32             // attempt, k, size, BLAKE3
-	tileEntryMin = 2 + 4 + 4 + 8 + 8 + 32 + 1 // disk, tile, gen, n, size, BLAKE3, uid length
+	partEntry    = 4 + 2 + 8 + 32                 // attempt, k, size, BLAKE3
+	tileEntryMin = 2 + 4 + 4 + 8 + 8 + 32 + 1     // disk, tile, gen, n, size, BLAKE3, uid length
+	segEntryMin  = 1 + 4 + 8 + 4 + 2 + 8 + 32 + 1 // kind, gen, n, attempt, k, size, hash, uid length
 )
 
 type commitDoc struct {
 	*Commit
 	PartCount int         `json:"parts"`
 	TileCount int         `json:"tiles"`
+	SegCount  int         `json:"segments,omitempty"`
 	Files     []configDoc `json:"config,omitempty"`
 }
 
@@ -78,7 +80,85 @@ func (c *Commit) check(h Header, ext []Extent) error {
 			return fmt.Errorf("range %d+%d of disk %d does not fit the VM's disks", e.Off, e.Len, e.Disk)
 		}
 	}
+	if err := c.checkRun(h); err != nil {
+		return err
+	}
+	if c.Seed != h.Seed {
+		return fmt.Errorf("that it is a seed must be said in its header as well as in the commit")
+	}
+	if c.Group != nil {
+		if err := c.Group.check(h.Machine); err != nil {
+			return err
+		}
+	}
 	return c.checkText()
+}
+
+// checkRun says what is wrong with what a run or map has beyond the cut that it reaches.
+func (c *Commit) checkRun(h Header) error {
+	if !h.Kind.hasMap() {
+		if c.Run != nil || len(c.Segments) != 0 {
+			return fmt.Errorf("only runs and maps refer to segments and to the cut that they reach")
+		}
+		return nil
+	}
+	switch r := c.Run; {
+	case r == nil || r.Hash.IsZero() || r.Made.IsZero():
+		return fmt.Errorf("it does not say which cut it reaches and when it was made")
+	case c.Base != c.Prev.IsZero() || c.Base != (h.From == 0) || c.Prev.N != h.From:
+		return fmt.Errorf("it goes on from cut %d, its name says %d: either both are 0 and it is a base, or none is", c.Prev.N, h.From)
+	case r.Cuts == 0 || r.Cuts-1 > c.N-h.From || h.From != 0 && r.Cuts > c.N-h.From:
+		return fmt.Errorf("%d cuts do not fit between cut %d and cut %d", r.Cuts, h.From, c.N)
+	case len(c.Parts) != 0:
+		return fmt.Errorf("it has parts: they belong in the table of segments")
+	}
+	seen := make(map[ObjectName]bool, len(c.Segments))
+	for i, s := range c.Segments {
+		sh := s.header()
+		sh.Machine = h.Machine
+		name := sh.Name()
+		switch {
+		case sh.Kind == 0 || sh.problem() != "":
+			return fmt.Errorf("segment %d is an impossible reference to a %s", i, s.Class)
+		case s.Gen > c.Gen || s.N > c.N || s.Class != ClassData && s.N <= h.From && h.From != 0:
+			return fmt.Errorf("segment %d is of cut %d of generation %d, which is outside", i, s.N, s.Gen)
+		case s.Size <= 0 || s.Hash.IsZero() || seen[name]:
+			return fmt.Errorf("segment %d has no size or hash or is listed twice", i)
+		}
+		seen[name] = true
+	}
+	return nil
+}
+
+// header returns the header fields of the segment that s refers to; its kind is 0 if the class is not possible.
+func (s SegmentRef) header() Header {
+	h := Header{Gen: s.Gen, N: s.N, Attempt: s.Attempt, K: s.K, UID: s.UID}
+	switch s.Class {
+	case ClassCut:
+		h.Kind = KindCut
+	case ClassPart:
+		h.Kind = KindPart
+	case ClassData:
+		h.Kind = KindData
+	}
+	return h
+}
+
+func (g *Group) check(own dr.MachineID) error {
+	if g.ID == "" {
+		return fmt.Errorf("its group has no id")
+	}
+	seen := make(map[dr.MachineID]bool, len(g.Members))
+	for _, m := range g.Members {
+		if _, ok := machineBytes(m); !ok || seen[m] {
+			return fmt.Errorf("member %q of group %q is not a lower-case UUID or listed twice", m, g.ID)
+		}
+		seen[m] = true
+	}
+	if !seen[own] {
+		return fmt.Errorf("machine %s is not a member of group %q", own, g.ID)
+	}
+	return nil
 }
 
 func (c *Commit) diskSizes() (map[uint16]int64, error) {
@@ -99,6 +179,12 @@ func (c *Commit) diskSizes() (map[uint16]int64, error) {
 // checkText refuses text that JSON would change silently.
 func (c *Commit) checkText() error {
 	text := []string{c.Note, c.Token, c.VM.Name, c.VM.UUID}
+	if c.Group != nil {
+		text = append(text, c.Group.ID)
+	}
+	if c.Run != nil {
+		text = append(text, c.Run.Software)
+	}
 	for _, d := range c.Disks {
 		text = append(text, d.ID)
 	}
@@ -122,10 +208,15 @@ func encodeCommit(c *Commit, h Header, ext []Extent) ([]byte, error) {
 	own := *c
 	own.Time = own.Time.UTC()
 	own.Tiles = slices.SortedFunc(slices.Values(c.Tiles), compareTiles)
+	if c.Run != nil {
+		run := *c.Run
+		run.Made = run.Made.UTC()
+		own.Run = &run
+	}
 	if err := own.check(h, ext); err != nil {
 		return nil, err
 	}
-	doc := commitDoc{Commit: &own, PartCount: len(own.Parts), TileCount: len(own.Tiles)}
+	doc := commitDoc{Commit: &own, PartCount: len(own.Parts), TileCount: len(own.Tiles), SegCount: len(own.Segments)}
 	names := slices.Sorted(maps.Keys(own.VM.Config))
 	for _, n := range names {
 		doc.Files = append(doc.Files, configDoc{n, len(own.VM.Config[n])})
@@ -134,7 +225,7 @@ func encodeCommit(c *Commit, h Header, ext []Extent) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode: %w", err)
 	}
-	b := make([]byte, 0, 4+len(text)+len(own.Parts)*partEntry+len(own.Tiles)*(tileEntryMin+MaxUID))
+	b := make([]byte, 0, 4+len(text)+len(own.Parts)*partEntry+len(own.Tiles)*(tileEntryMin+MaxUID)+len(own.Segments)*(segEntryMin+MaxUID))
 	b = le.AppendUint32(b, uint32(len(text)))
 	b = append(b, text...)
 	for _, p := range own.Parts {
@@ -152,6 +243,17 @@ func encodeCommit(c *Commit, h Header, ext []Extent) ([]byte, error) {
 		b = append(b, t.BLAKE3[:]...)
 		b = append(b, byte(len(t.UID)))
 		b = append(b, t.UID...)
+	}
+	for _, s := range own.Segments {
+		b = append(b, byte(s.header().Kind))
+		b = le.AppendUint32(b, uint32(s.Gen))
+		b = le.AppendUint64(b, s.N)
+		b = le.AppendUint32(b, s.Attempt)
+		b = le.AppendUint16(b, uint16(s.K))
+		b = le.AppendUint64(b, uint64(s.Size))
+		b = append(b, s.Hash[:]...)
+		b = append(b, byte(len(s.UID)))
+		b = append(b, s.UID...)
 	}
 	for _, n := range names {
 		b = append(b, own.VM.Config[n]...)
@@ -173,8 +275,9 @@ func decodeCommit(b []byte, h Header, ext []Extent) (*Commit, error) {
 	if doc.Commit != c { // a document that is null
 		return nil, fmt.Errorf("its document is empty")
 	}
-	if doc.PartCount < 0 || doc.TileCount < 0 || doc.PartCount > len(rest)/partEntry || doc.TileCount > len(rest)/tileEntryMin {
-		return nil, fmt.Errorf("%d parts and %d tiles do not fit", doc.PartCount, doc.TileCount)
+	if doc.PartCount < 0 || doc.TileCount < 0 || doc.SegCount < 0 || doc.PartCount > len(rest)/partEntry ||
+		doc.TileCount > len(rest)/tileEntryMin || doc.SegCount > len(rest)/segEntryMin {
+		return nil, fmt.Errorf("%d parts, %d tiles and %d segments do not fit", doc.PartCount, doc.TileCount, doc.SegCount)
 	}
 	rest, err := decodeTables(c, doc, rest)
 	if err != nil {
@@ -196,7 +299,7 @@ func decodeCommit(b []byte, h Header, ext []Extent) (*Commit, error) {
 	return c, c.check(h, ext)
 }
 
-// decodeTables reads the parts and tiles and returns what follows them.
+// decodeTables reads the parts, tiles and segments and returns what follows them.
 func decodeTables(c *Commit, doc commitDoc, rest []byte) ([]byte, error) {
 	if doc.PartCount*partEntry > len(rest) {
 		return nil, fmt.Errorf("its parts are cut short")
@@ -215,6 +318,17 @@ func decodeTables(c *Commit, doc commitDoc, rest []byte) ([]byte, error) {
 		c.Tiles = append(c.Tiles, TileRef{
 			Disk: le.Uint16(rest), Tile: le.Uint32(rest[2:]), Gen: dr.Generation(le.Uint32(rest[6:])), N: le.Uint64(rest[10:]),
 			Size: int64(le.Uint64(rest[18:])), BLAKE3: Hash(rest[26:58]), UID: string(rest[tileEntryMin:n]),
+		})
+		rest = rest[n:]
+	}
+	for range doc.SegCount {
+		if len(rest) < segEntryMin || len(rest) < segEntryMin+int(rest[segEntryMin-1]) {
+			return nil, fmt.Errorf("its segments are cut short")
+		}
+		n := segEntryMin + int(rest[segEntryMin-1])
+		c.Segments = append(c.Segments, SegmentRef{
+			Class: Header{Kind: Kind(rest[0])}.Name().Class, Gen: dr.Generation(le.Uint32(rest[1:])), N: le.Uint64(rest[5:]), Attempt: le.Uint32(rest[13:]),
+			K: int(le.Uint16(rest[17:])), Size: int64(le.Uint64(rest[19:])), Hash: Hash(rest[27:59]), UID: string(rest[segEntryMin:n]),
 		})
 		rest = rest[n:]
 	}

@@ -64,6 +64,20 @@ func smallObjects(t testing.TB) map[string]struct {
 	cfg.Codec = cut.CodecMinLZ
 	add("part", cfg, nil, fill(0, 0))
 	add("tile", tileConfig(1, 2), nil, fill(1, 2*cut.TileSize))
+	cfg = partConfig()
+	cfg.Kind, cfg.Attempt, cfg.UID = cut.KindData, 0, "u1"
+	add("data", cfg, nil, fill(0, 0))
+	cfg = cutConfig()
+	cfg.Seed, commit.Seed = true, true
+	commit.Group = &cut.Group{ID: "g", Seq: 1, Members: []dr.MachineID{machine}}
+	add("seed", cfg, commit, nil)
+	for kind, cfg := range map[string]cut.RunConfig{"run": testRun(), "map": testMap()} {
+		obj, s := buildRun(t, cfg, testExtents())
+		out[kind] = struct {
+			obj  []byte
+			name cut.ObjectName
+		}{obj, s.Name}
+	}
 	return out
 }
 
@@ -110,6 +124,7 @@ func TestIdentity(t *testing.T) {
 			"gen": func(n *cut.ObjectName) { n.Gen++ }, "n": func(n *cut.ObjectName) { n.N++ }, "machine": func(n *cut.ObjectName) { n.Machine = "1" + n.Machine[1:] },
 			"attempt": func(n *cut.ObjectName) { n.Attempt++ }, "k": func(n *cut.ObjectName) { n.K++ },
 			"disk": func(n *cut.ObjectName) { n.Disk++ }, "tile": func(n *cut.ObjectName) { n.Tile++ }, "uid": func(n *cut.ObjectName) { n.UID += "0" },
+			"from": func(n *cut.ObjectName) { n.From++ },
 		} {
 			n := o.name
 			if f(&n); n.Key() != o.name.Key() {
@@ -281,6 +296,11 @@ func FuzzOpen(f *testing.F) {
 		}
 		for i, fr := range s.Frames() {
 			_, _ = s.DecodeFrame(i, obj[fr.Off:fr.Off+int64(fr.CLen)], nil)
+		}
+		for e, err := range s.Map(t.Context()) {
+			if err == nil && (e.Len <= 0 || !e.Zero && e.Segment >= len(s.Commit().Segments)) {
+				t.Errorf("extent %+v", e)
+			}
 		}
 		_ = s.Verify(t.Context())
 		if !bytes.HasPrefix([]byte(s.Name().Key()), []byte("v1/m/")) {

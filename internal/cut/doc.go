@@ -1,6 +1,7 @@
 // Package cut owns Holdfast's durable format: the names of the objects in a
-// store, the keys that protect them, and the bytes of segments (cuts, parts
-// and tile images), generation objects and the vault description.
+// store, the keys that protect them, and the bytes of segments (cuts, parts,
+// tile images, and the runs, maps and data that retention makes of them) and of
+// records (the vault's descriptions, generations, maintenance plans, leases).
 //
 // It promises that what it reads is what was written, under the name it was
 // written for, or an error: every byte of a segment is covered by the

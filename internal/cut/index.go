@@ -145,6 +145,31 @@ func (c *cursor) uint(what string, limit uint64) uint64 {
 	return v
 }
 
+// int reads a signed varint of at most limit on both sides.
+func (c *cursor) int(what string, limit int64) int64 {
+	v, n := binary.Varint(c.b)
+	switch {
+	case n <= 0:
+		return int64(c.fail("it ends early or has a bad number at its %s", what))
+	case v > limit || v < -limit:
+		return int64(c.fail("%s %d is outside %d..%d", what, v, -limit, limit))
+	}
+	c.b = c.b[n:]
+	return v
+}
+
+// searchExtent returns the index of the extent of sorted ones that off lies in or behind, -1 if there is none on the disk.
+func searchExtent(ext []Extent, disk uint16, off int64) int {
+	i, found := slices.BinarySearchFunc(ext, Extent{Disk: disk, Off: off}, compareExtents)
+	if !found {
+		i--
+	}
+	if i < 0 || ext[i].Disk != disk {
+		return -1
+	}
+	return i
+}
+
 // decodeIndex parses an index and checks everything that a reader relies on:
 // frames fill the space between header and tail exactly, extents are sorted,
 // do not overlap, lie inside their frames, and every frame has its first extent.

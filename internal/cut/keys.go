@@ -9,10 +9,8 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"strings"
 
@@ -55,6 +53,7 @@ const (
 	purposeCommit = "holdfast v1 segment commit"
 	purposeDigest = "holdfast v1 segment digest"       // key of the block digests
 	purposeTable  = "holdfast v1 segment digest table" // seals the table of them
+	purposeMap    = "holdfast v1 segment map"
 	purposeCheck  = "holdfast v1 segment key check"
 )
 
@@ -149,6 +148,32 @@ func (d *Digester) Sum(block []byte) (sum [16]byte) {
 
 // Sum returns the digest of one block; see Digester.Sum, which is faster for many.
 func (k DigestKey) Sum(block []byte) [16]byte { return k.NewDigester().Sum(block) }
+
+// rootDomain comes before the digests of a tile, so that no block has the same input.
+const rootDomain = "holdfast v1 tile digest root"
+
+// Root sums up the digests of the blocks of a tile: keyed BLAKE3-256 of a fixed
+// text and the 1024 digests in order, so that two sides find out with 32 bytes
+// whether they have the same tile. Digests that are missing at the end count
+// as those of blocks of zeros; more than 1024 are not looked at. A tile of
+// zeros has the root of zeros under every key.
+func (d *Digester) Root(digests [][16]byte) (root [32]byte) {
+	var table [tileBlocks * digestSize]byte
+	for i := range min(len(digests), tileBlocks) {
+		copy(table[i*digestSize:], digests[i][:])
+	}
+	if isZero(table[:]) {
+		return root
+	}
+	d.h.Reset()
+	d.h.Write([]byte(rootDomain))
+	d.h.Write(table[:])
+	d.h.Sum(root[:0])
+	return root
+}
+
+// Root sums up the digests of the blocks of a tile that were made with k; see Digester.Root.
+func (k DigestKey) Root(digests [][16]byte) [32]byte { return k.NewDigester().Root(digests) }
 
 // KeyID is the fingerprint of a vault key pair: the first 16 bytes of the
 // SHA-256 of "holdfast v1 vault key" and the public key.
@@ -322,90 +347,4 @@ func parseKeyText(op, label, text string) ([]byte, error) {
 		return nil, invalid(op, "the checksum of the key behind %q does not match: it has a typing error", label)
 	}
 	return b, nil
-}
-
-// Layout of a sealed epoch key; see docs/store-format.md.
-const (
-	wrapMagic   = "HOLDFKEY"
-	wrapVersion = 1
-	wrapSuite   = 1 // HPKE base mode, MLKEM768-X25519, HKDF-SHA256, AES-256-GCM
-	wrapFixed   = 52
-	wrapPayload = 1120 + 32 + 16 // encapsulation, key, tag
-	wrapSize    = wrapFixed + wrapPayload + 4
-	wrapPurpose = "holdfast v1 epoch key"
-)
-
-var le = binary.LittleEndian
-
-func crc(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
-
-// SealEpochKey seals an epoch key to the vault for one machine and epoch. The
-// result is the content of KeyObject(machine, epoch).
-func SealEpochKey(pub VaultPublicKey, machine dr.MachineID, epoch uint32, key EpochKey) ([]byte, error) {
-	const op = "cut.SealEpochKey"
-	id, ok := machineBytes(machine)
-	if !ok {
-		return nil, invalid(op, "machine id %q is not a lower-case UUID", machine)
-	}
-	if pub.k == nil {
-		return nil, invalid(op, "there is no vault key to seal to")
-	}
-	w := make([]byte, wrapFixed, wrapSize)
-	copy(w, wrapMagic)
-	le.PutUint16(w[8:], wrapVersion)
-	w[10] = wrapSuite
-	le.PutUint32(w[12:], epoch)
-	copy(w[16:], id[:])
-	keyID := pub.KeyID()
-	copy(w[32:], keyID[:])
-	le.PutUint32(w[48:], wrapPayload)
-	sealed, err := hpke.Seal(pub.k, hpke.HKDFSHA256(), hpke.AES256GCM(), wrapInfo(w), key[:])
-	if err != nil {
-		return nil, dr.Errorf(dr.KindInternal, op, "seal epoch key: %w", err)
-	}
-	if len(sealed) != wrapPayload {
-		return nil, dr.Errorf(dr.KindInternal, op, "seal epoch key: got %d bytes, want %d", len(sealed), wrapPayload)
-	}
-	w = append(w, sealed...)
-	return le.AppendUint32(w, crc(w)), nil
-}
-
-// wrapInfo binds the sealed key to the fields before it.
-func wrapInfo(w []byte) []byte { return append([]byte(wrapPurpose), w[:wrapFixed]...) }
-
-// OpenEpochKey opens the content of KeyObject(machine, epoch). A key sealed to
-// another vault key is dr.CodeKeyMismatch; a damaged object, or one that
-// belongs under another name, is dr.CodeObjectCorrupt.
-func OpenEpochKey(priv VaultPrivateKey, machine dr.MachineID, epoch uint32, wrap []byte) (EpochKey, error) {
-	const op = "cut.OpenEpochKey"
-	name := KeyObject(machine, epoch)
-	id, ok := machineBytes(machine)
-	if !ok {
-		return EpochKey{}, invalid(op, "machine id %q is not a lower-case UUID", machine)
-	}
-	if priv.k == nil {
-		return EpochKey{}, invalid(op, "there is no vault private key to open %q with", name)
-	}
-	switch {
-	case len(wrap) < wrapFixed+4:
-		return EpochKey{}, corrupt(op, name, "sealed key", 0, "%d bytes are too few", len(wrap))
-	case string(wrap[:8]) != wrapMagic:
-		return EpochKey{}, corrupt(op, name, "magic", 0, "not a sealed key")
-	case le.Uint32(wrap[len(wrap)-4:]) != crc(wrap[:len(wrap)-4]):
-		return EpochKey{}, corrupt(op, name, "sealed key", int64(len(wrap)-4), "checksum does not match")
-	case le.Uint16(wrap[8:]) != wrapVersion || wrap[10] != wrapSuite:
-		return EpochKey{}, unsupported(op, name, "sealed key of version %d, suite %d; this program knows version %d, suite %d", le.Uint16(wrap[8:]), wrap[10], wrapVersion, wrapSuite)
-	case len(wrap) != wrapSize || le.Uint32(wrap[48:]) != wrapPayload || wrap[11] != 0:
-		return EpochKey{}, corrupt(op, name, "sealed key", 48, "%d bytes in all, want %d", len(wrap), wrapSize)
-	case !bytes.Equal(wrap[16:32], id[:]) || le.Uint32(wrap[12:]) != epoch:
-		return EpochKey{}, corrupt(op, name, "sealed key", 12, "it is the key of epoch %d of machine %s", le.Uint32(wrap[12:]), machineID([16]byte(wrap[16:32])))
-	}
-	if have := priv.KeyID(); KeyID(wrap[32:48]) != have {
-		return EpochKey{}, dr.New(dr.KindForbidden, dr.CodeKeyMismatch, op, "object %q is sealed to vault key %s, the private key given is %s", name, KeyID(wrap[32:48]), have)
-	}
-	plain, err := hpke.Open(priv.k, hpke.HKDFSHA256(), hpke.AES256GCM(), wrapInfo(wrap), wrap[wrapFixed:wrapFixed+wrapPayload])
-	if err != nil || len(plain) != len(EpochKey{}) {
-		return EpochKey{}, corrupt(op, name, "sealed key", wrapFixed, "it does not open with the vault key that it names")
-	}
-	return EpochKey(plain), nil
 }

@@ -2,13 +2,15 @@ package cut
 
 import (
 	"bytes"
+	"encoding/binary"
+	"hash/crc32"
 
 	"holdfast/internal/dr"
 )
 
 // Layout of a segment; docs/store-format.md has the tables.
 //
-//	header | frames | digest table | index | commit | header again | footer
+//	header | frames | digest table or map | index | commit | header again | footer
 //
 // Everything from the end of the frames on is the tail, which is all that Open reads.
 const (
@@ -25,9 +27,16 @@ const (
 	maxFrameLog2 = 16
 	sealOverhead = 12 + 16 // nonce and tag
 
+	featureSeed   = 1 << 0 // the commit is a seed: never a recovery point
+	featuresKnown = featureSeed
+
 	tileBlocks = TileSize / Block
 	digestSize = 16
 )
+
+var le = binary.LittleEndian
+
+func crc(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
 // encode returns the stored header. The header must be valid.
 func (h Header) encode(frameLog2 int, check [8]byte) []byte {
@@ -44,12 +53,19 @@ func (h Header) encode(frameLog2 int, check [8]byte) []byte {
 	le.PutUint64(b[48:], h.N)
 	le.PutUint32(b[56:], uint32(h.Gen))
 	le.PutUint32(b[60:], h.KeyEpoch)
-	le.PutUint32(b[64:], h.Attempt)
-	le.PutUint32(b[68:], h.Tile)
+	if h.Kind.hasMap() {
+		le.PutUint64(b[64:], h.From)
+	} else {
+		le.PutUint32(b[64:], h.Attempt)
+		le.PutUint32(b[68:], h.Tile)
+	}
 	le.PutUint16(b[72:], h.Disk)
 	b[74] = byte(len(h.UID))
 	copy(b[76:76+MaxUID], h.UID)
 	copy(b[112:120], check[:])
+	if h.Seed {
+		le.PutUint32(b[120:], featureSeed)
+	}
 	le.PutUint32(b[124:], crc(b[:124]))
 	return b
 }
@@ -62,15 +78,23 @@ func (h Header) problem() string {
 		return "the machine id is not a lower-case UUID"
 	case h.Gen == 0:
 		return "generation 0 does not exist"
-	case h.Kind != KindCut && h.Kind != KindPart && h.Kind != KindTile:
+	case h.Kind < KindCut || h.Kind > KindData:
 		return "unknown " + h.Kind.String()
 	case h.K < 0 || h.K > 0xffff:
 		return "the part number is outside 0..65535"
-	case h.Kind != KindPart && (h.Attempt != 0 || h.K != 0):
-		return "only parts have an attempt and a part number"
-	case h.Kind != KindTile && (h.Disk != 0 || h.Tile != 0 || h.UID != ""):
-		return "only tile images have a disk, a tile and a uid"
-	case h.Kind == KindTile && !validUID(h.UID):
+	case h.Kind != KindPart && h.Attempt != 0 || h.Kind != KindPart && h.Kind != KindData && h.K != 0:
+		return "only parts have an attempt, only parts and data a number"
+	case h.Kind != KindTile && (h.Disk != 0 || h.Tile != 0):
+		return "only tile images have a disk and a tile"
+	case h.Kind != KindRun && h.From != 0:
+		return "only runs go on from a position"
+	case h.Kind == KindRun && !validRun(h.From, h.N):
+		return "the run ends before it begins"
+	case h.Seed && !h.Kind.hasCommit():
+		return "only cuts, runs and maps can be a seed"
+	case (h.Kind == KindCut || h.Kind == KindPart) != (h.UID == ""):
+		return "cuts and parts have no uid, other segments have one"
+	case h.UID != "" && !validUID(h.UID):
 		return "the uid is not 1 to 36 characters of a-z, 0-9 and '-'"
 	case h.Kind == KindTile && int64(h.Tile) >= MaxDisk/TileSize:
 		return "the tile is beyond the greatest disk"
@@ -99,7 +123,8 @@ func decodeHeader(op, object string, off int64, b []byte) (h storedHeader, err e
 	if b[10] != suiteV1 {
 		return h, unsupported(op, object, "cipher suite %d; this program knows %d", b[10], suiteV1)
 	}
-	if f := le.Uint32(b[120:]); f != 0 {
+	features := le.Uint32(b[120:])
+	if f := features &^ featuresKnown; f != 0 {
 		return h, unsupported(op, object, "required feature bits %#x are unknown to this program", f)
 	}
 	uidLen := int(b[74])
@@ -118,12 +143,16 @@ func decodeHeader(op, object string, off int64, b []byte) (h storedHeader, err e
 		Disk:     le.Uint16(b[72:]),
 		Tile:     le.Uint32(b[68:]),
 		UID:      string(b[76 : 76+uidLen]),
+		Seed:     features&featureSeed != 0,
+	}
+	if h.Kind.hasMap() {
+		h.Attempt, h.Tile, h.From = 0, 0, le.Uint64(b[64:])
 	}
 	h.frameLog2, h.check = int(b[11]), [8]byte(b[112:120])
 	if p := h.problem(); p != "" {
 		return h, corrupt(op, object, section, off, "%s", p)
 	}
-	if h.frameLog2 < minFrameLog2 || h.frameLog2 > maxFrameLog2 || h.Kind == KindTile && h.frameLog2 != maxFrameLog2 {
+	if h.frameLog2 < minFrameLog2 || h.frameLog2 > maxFrameLog2 || (h.Kind == KindTile || h.Kind.hasMap()) && h.frameLog2 != maxFrameLog2 {
 		return h, corrupt(op, object, section, off, "frame size 2^%d is not allowed", h.frameLog2)
 	}
 	return h, nil
@@ -131,13 +160,13 @@ func decodeHeader(op, object string, off int64, b []byte) (h storedHeader, err e
 
 // footer is the last thing in a segment: where the sections are and what the frames must add up to.
 type footer struct {
-	size      int64 // of the object
-	tail      int64 // end of the frames
-	digestLen uint32
+	size      int64  // of the object
+	tail      int64  // end of the frames
+	tableLen  uint32 // of the digest table or the map
 	indexLen  uint32
 	commitLen uint32
 	frames    uint32
-	extents   uint32
+	extents   uint32 // of the map, if there is one, else of the index
 	dataBytes int64
 	zeroBytes int64
 	tagRoot   Hash // BLAKE3 of all frames' tags in order
@@ -148,7 +177,7 @@ func (f footer) encode() []byte {
 	copy(b, footerMagic)
 	le.PutUint64(b[8:], uint64(f.size))
 	le.PutUint64(b[16:], uint64(f.tail))
-	le.PutUint32(b[24:], f.digestLen)
+	le.PutUint32(b[24:], f.tableLen)
 	le.PutUint32(b[28:], f.indexLen)
 	le.PutUint32(b[32:], f.commitLen)
 	le.PutUint32(b[36:], f.frames)
@@ -181,7 +210,7 @@ func decodeFooter(op, object string, size int64, kind Kind, b []byte) (f footer,
 	}
 	f = footer{
 		size:      size,
-		digestLen: le.Uint32(b[24:]),
+		tableLen:  le.Uint32(b[24:]),
 		indexLen:  le.Uint32(b[28:]),
 		commitLen: le.Uint32(b[32:]),
 		frames:    le.Uint32(b[36:]),
@@ -193,10 +222,11 @@ func decodeFooter(op, object string, size int64, kind Kind, b []byte) (f footer,
 		return bad("lengths are out of range")
 	}
 	f.tail, f.dataBytes, f.zeroBytes = int64(tail), int64(data), int64(zero)
-	if f.tail+int64(f.digestLen)+int64(f.indexLen)+int64(f.commitLen)+headerSize+footerSize != size {
+	if f.tail+int64(f.tableLen)+int64(f.indexLen)+int64(f.commitLen)+headerSize+footerSize != size {
 		return bad("the sections do not add up to the object's %d bytes", size)
 	}
-	if f.indexLen == 0 || (f.commitLen != 0) != (kind == KindCut) || f.digestLen != 0 && kind != KindTile || (f.digestLen != 0) != (f.frames != 0) && kind == KindTile {
+	table := kind.hasMap() || kind == KindTile && f.frames != 0
+	if f.indexLen == 0 || (f.commitLen != 0) != kind.hasCommit() || (f.tableLen != 0) != table || kind.hasMap() && f.frames != 0 {
 		return bad("a %s does not have these sections", kind)
 	}
 	if f.frames > MaxFrames || int64(f.frames)*(sealOverhead+1) > f.tail-headerSize || f.extents > MaxExtents {

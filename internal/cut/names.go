@@ -21,6 +21,12 @@ const (
 	ClassCut                         // a commit object
 	ClassPart                        // an overflow part of a cut
 	ClassTile                        // a tile image
+	ClassRun                         // what a run of expired cuts amounts to
+	ClassMap                         // a checkpoint: what all cuts up to one amount to
+	ClassData                        // data rewritten for runs
+	ClassManifest                    // the plan of one maintenance pass
+	ClassLease                       // a reader's lease
+	ClassVaultKey                    // a later description of the vault, with a rotated key
 )
 
 // String returns the class's name in messages.
@@ -38,6 +44,18 @@ func (c Class) String() string {
 		return "part"
 	case ClassTile:
 		return "tile"
+	case ClassRun:
+		return "run"
+	case ClassMap:
+		return "map"
+	case ClassData:
+		return "data"
+	case ClassManifest:
+		return "manifest"
+	case ClassLease:
+		return "lease"
+	case ClassVaultKey:
+		return "vault key"
 	}
 	return "class(" + strconv.Itoa(int(c)) + ")"
 }
@@ -45,24 +63,34 @@ func (c Class) String() string {
 // ObjectName is a parsed object key. Fields that the class does not have are zero.
 type ObjectName struct {
 	Class   Class
-	Machine dr.MachineID
+	Machine dr.MachineID  // all but ClassVault and ClassVaultKey
 	Epoch   uint32        // ClassKey
-	Gen     dr.Generation // all but ClassVault and ClassKey
-	N       uint64        // ClassCut, ClassPart, ClassTile
+	KeyID   KeyID         // ClassKey: the vault key that the epoch key was sealed to again; zero = as the agent sealed it
+	Gen     dr.Generation // ClassGeneration and segments; of the position reached for ClassRun, ClassMap and ClassData
+	N       uint64        // segments: number of the cut, or of the position reached
+	From    uint64        // ClassRun: the position that it goes on from; 0 = complete, nothing older is needed
 	Attempt uint32        // ClassPart
-	K       int           // ClassPart, 0..0xffff
+	K       int           // ClassPart and ClassData, 0..0xffff
 	Disk    uint16        // ClassTile
 	Tile    uint32        // ClassTile: number of the 64 MiB tile, counted from the disk's start
-	UID     string        // ClassTile: tells apart tile images of the same position
+	UID     string        // ClassTile, ClassRun, ClassMap, ClassData, ClassLease: tells apart what would have the same name
+	Seq     uint64        // ClassManifest; ClassVaultKey, 1..0xffffffff
+	Expires int64         // ClassLease: unix seconds, not negative
 }
 
-// MaxUID is the greatest length of a tile's uid in bytes.
+// MaxUID is the greatest length of a uid in bytes.
 const MaxUID = 36
 
 const root = "v1/"
 
 // VaultObject is the key of the vault description.
 func VaultObject() string { return root + "vault.json" }
+
+// VaultKeysPrefix is the common prefix of the later descriptions of the vault.
+func VaultKeysPrefix() string { return root + "vault/" }
+
+// VaultKeyObject is the key of description seq (from 1) of the vault.
+func VaultKeyObject(seq uint32) string { return fmt.Sprintf("%s%08x.json", VaultKeysPrefix(), seq) }
 
 // MachinesPrefix is the common prefix of all machines' objects.
 func MachinesPrefix() string { return root + "m/" }
@@ -75,6 +103,12 @@ func KeyPrefix(m dr.MachineID) string { return MachinePrefix(m) + "key/" }
 
 // GensPrefix is the common prefix of a machine's generation objects.
 func GensPrefix(m dr.MachineID) string { return MachinePrefix(m) + "gen/" }
+
+// ManifestPrefix is the common prefix of a machine's maintenance plans. Their keys sort by number.
+func ManifestPrefix(m dr.MachineID) string { return MachinePrefix(m) + "man/" }
+
+// LeasePrefix is the common prefix of the leases of a machine's readers. Their keys sort by expiry.
+func LeasePrefix(m dr.MachineID) string { return MachinePrefix(m) + "lease/" }
 
 // GenPrefix is the common prefix of the segments of one generation.
 func GenPrefix(m dr.MachineID, gen dr.Generation) string {
@@ -90,9 +124,34 @@ func PartPrefix(m dr.MachineID, gen dr.Generation) string { return GenPrefix(m, 
 // TilePrefix is the common prefix of a generation's tile images.
 func TilePrefix(m dr.MachineID, gen dr.Generation) string { return GenPrefix(m, gen) + "img/" }
 
+// RunPrefix is the common prefix of the runs that reach a position of a
+// generation. Their keys sort by that position and then by the one they go on from.
+func RunPrefix(m dr.MachineID, gen dr.Generation) string { return GenPrefix(m, gen) + "run/" }
+
+// MapPrefix is the common prefix of a generation's checkpoints. Their keys sort by position.
+func MapPrefix(m dr.MachineID, gen dr.Generation) string { return GenPrefix(m, gen) + "map/" }
+
+// DataPrefix is the common prefix of the data rewritten for a generation's runs.
+func DataPrefix(m dr.MachineID, gen dr.Generation) string { return GenPrefix(m, gen) + "data/" }
+
 // KeyObject is the key of the sealed key of an epoch.
 func KeyObject(m dr.MachineID, epoch uint32) string {
 	return fmt.Sprintf("%s%08x.wrap", KeyPrefix(m), epoch)
+}
+
+// WrapObject is the key of the sealed key of an epoch, sealed again to the vault key id.
+func WrapObject(m dr.MachineID, epoch uint32, id KeyID) string {
+	return fmt.Sprintf("%s%08x.%s.wrap", KeyPrefix(m), epoch, id)
+}
+
+// ManifestObject is the key of maintenance plan seq.
+func ManifestObject(m dr.MachineID, seq uint64) string {
+	return fmt.Sprintf("%s%016x.man", ManifestPrefix(m), seq)
+}
+
+// LeaseObject is the key of a lease that ends at a time, given in unix seconds.
+func LeaseObject(m dr.MachineID, expires int64, uid string) string {
+	return fmt.Sprintf("%s%016x.%s.lease", LeasePrefix(m), uint64(expires), uid)
 }
 
 // GenObject is the key of a generation object.
@@ -116,7 +175,23 @@ func TileObject(m dr.MachineID, gen dr.Generation, disk uint16, tile uint32, n u
 	return fmt.Sprintf("%s%04x/%08x.%016x.%s.seg", TilePrefix(m, gen), disk, tile, n, uid)
 }
 
-// NewUID returns a random tile uid of 16 hexadecimal digits.
+// RunObject is the key of a run of the cuts behind from up to to, where gen is
+// the generation of to. from 0 means that nothing older is needed.
+func RunObject(m dr.MachineID, gen dr.Generation, to, from uint64, uid string) string {
+	return fmt.Sprintf("%s%016x-%016x.%s.run", RunPrefix(m, gen), to, from, uid)
+}
+
+// MapObject is the key of a checkpoint of position n.
+func MapObject(m dr.MachineID, gen dr.Generation, n uint64, uid string) string {
+	return fmt.Sprintf("%s%016x.%s.map", MapPrefix(m, gen), n, uid)
+}
+
+// DataObject is the key of segment k (0..0xffff) of the data rewritten for a run that reaches to.
+func DataObject(m dr.MachineID, gen dr.Generation, to uint64, uid string, k int) string {
+	return fmt.Sprintf("%s%016x.%s.%04x.seg", DataPrefix(m, gen), to, uid, k)
+}
+
+// NewUID returns a random uid of 16 hexadecimal digits.
 func NewUID() string {
 	var b [8]byte
 	rand.Read(b[:]) // crypto/rand.Read never fails
@@ -128,7 +203,12 @@ func (o ObjectName) Key() string {
 	switch o.Class {
 	case ClassVault:
 		return VaultObject()
+	case ClassVaultKey:
+		return VaultKeyObject(uint32(o.Seq))
 	case ClassKey:
+		if o.KeyID != (KeyID{}) {
+			return WrapObject(o.Machine, o.Epoch, o.KeyID)
+		}
 		return KeyObject(o.Machine, o.Epoch)
 	case ClassGeneration:
 		return GenObject(o.Machine, o.Gen)
@@ -138,6 +218,16 @@ func (o ObjectName) Key() string {
 		return PartObject(o.Machine, o.Gen, o.N, o.Attempt, o.K)
 	case ClassTile:
 		return TileObject(o.Machine, o.Gen, o.Disk, o.Tile, o.N, o.UID)
+	case ClassRun:
+		return RunObject(o.Machine, o.Gen, o.N, o.From, o.UID)
+	case ClassMap:
+		return MapObject(o.Machine, o.Gen, o.N, o.UID)
+	case ClassData:
+		return DataObject(o.Machine, o.Gen, o.N, o.UID, o.K)
+	case ClassManifest:
+		return ManifestObject(o.Machine, o.Seq)
+	case ClassLease:
+		return LeaseObject(o.Machine, o.Expires, o.UID)
 	}
 	return ""
 }
@@ -160,6 +250,11 @@ func TileName(m dr.MachineID, r TileRef) ObjectName {
 	return ObjectName{Class: ClassTile, Machine: m, Gen: r.Gen, N: r.N, Disk: r.Disk, Tile: r.Tile, UID: r.UID}
 }
 
+// SegmentName is the name of a segment that a run or map refers to.
+func SegmentName(m dr.MachineID, r SegmentRef) ObjectName {
+	return ObjectName{Class: r.Class, Machine: m, Gen: r.Gen, N: r.N, Attempt: r.Attempt, K: r.K, UID: r.UID}
+}
+
 // ParseObject parses an object key. Only the one spelling that the functions
 // above produce is accepted: anything else, also a key of a later format, is a
 // *dr.Error with dr.KindInvalid, so that a lister can skip it knowingly.
@@ -174,6 +269,10 @@ func parseKey(key string) (ObjectName, bool) {
 	if key == VaultObject() {
 		return ObjectName{Class: ClassVault}, true
 	}
+	if file, ok := strings.CutPrefix(key, VaultKeysPrefix()); ok {
+		seq, ok := onlyHex(file, 8, ".json")
+		return ObjectName{Class: ClassVaultKey, Seq: seq}, ok && seq != 0
+	}
 	rest, ok := strings.CutPrefix(key, MachinesPrefix())
 	if !ok {
 		return ObjectName{}, false
@@ -186,55 +285,112 @@ func parseKey(key string) (ObjectName, bool) {
 	if _, ok := machineBytes(o.Machine); !ok {
 		return ObjectName{}, false
 	}
-	switch file := el[len(el)-1]; {
-	case len(el) == 3 && el[1] == "key":
-		o.Class = ClassKey
-		e, good := cutHex(&file, 8, ".wrap")
-		o.Epoch = uint32(e)
-		return o, good && file == ""
-	case len(el) == 3 && el[1] == "gen":
-		o.Class = ClassGeneration
-		g, good := cutHex(&file, 8, ".gen")
-		o.Gen = dr.Generation(g)
-		return o, good && file == ""
-	case len(el) == 3:
-		return ObjectName{}, false
+	if len(el) == 3 {
+		return parseMachineKey(o, el[1], el[2])
 	}
 	return parseSegmentKey(o, el[1:])
 }
 
+// parseMachineKey parses what belongs to a machine and not to one generation.
+func parseMachineKey(o ObjectName, folder, file string) (_ ObjectName, ok bool) {
+	switch folder {
+	case "key":
+		var e uint64
+		o.Class = ClassKey
+		if len(file) > len("00000000.wrap") {
+			if e, ok = cutHex(&file, 8, "."); !ok {
+				return o, false
+			}
+			id, found := strings.CutSuffix(file, ".wrap")
+			o.Epoch = uint32(e)
+			return o, found && o.KeyID.UnmarshalText([]byte(id)) == nil
+		}
+		e, ok = onlyHex(file, 8, ".wrap")
+		o.Epoch = uint32(e)
+	case "gen":
+		var g uint64
+		o.Class = ClassGeneration
+		g, ok = onlyHex(file, 8, ".gen")
+		o.Gen = dr.Generation(g)
+	case "man":
+		o.Class = ClassManifest
+		o.Seq, ok = onlyHex(file, 16, ".man")
+	case "lease":
+		o.Class = ClassLease
+		at, good := cutHex(&file, 16, ".")
+		uid, found := strings.CutSuffix(file, ".lease")
+		o.Expires, o.UID = int64(at), uid
+		ok = good && found && o.Expires >= 0 && validUID(uid)
+	}
+	return o, ok
+}
+
 // parseSegmentKey parses {gen, folder, [disk,] file}.
-func parseSegmentKey(o ObjectName, el []string) (ObjectName, bool) {
-	g, ok := cutHex(&el[0], 8, "")
-	if !ok || el[0] != "" {
-		return ObjectName{}, false
+func parseSegmentKey(o ObjectName, el []string) (_ ObjectName, ok bool) {
+	g, ok := onlyHex(el[0], 8, "")
+	if !ok {
+		return o, false
 	}
 	o.Gen = dr.Generation(g)
 	file := el[len(el)-1]
-	switch {
-	case len(el) == 3 && el[1] == "cut":
-		o.Class = ClassCut
-		o.N, ok = cutHex(&file, 16, ".cut")
-		return o, ok && file == ""
-	case len(el) == 3 && el[1] == "part":
-		o.Class = ClassPart
-		var a, k uint64
-		var ok1, ok2, ok3 bool
-		o.N, ok1 = cutHex(&file, 16, ".")
-		a, ok2 = cutHex(&file, 8, ".")
-		k, ok3 = cutHex(&file, 4, ".seg")
-		o.Attempt, o.K = uint32(a), int(k)
-		return o, ok1 && ok2 && ok3 && file == ""
-	case len(el) == 4 && el[1] == "img":
+	if len(el) == 4 && el[1] == "img" {
 		o.Class = ClassTile
-		disk, ok1 := cutHex(&el[2], 4, "")
+		disk, ok1 := onlyHex(el[2], 4, "")
 		tile, ok2 := cutHex(&file, 8, ".")
 		n, ok3 := cutHex(&file, 16, ".")
 		uid, ok4 := strings.CutSuffix(file, ".seg")
 		o.Disk, o.Tile, o.N, o.UID = uint16(disk), uint32(tile), n, uid
-		return o, ok1 && ok2 && ok3 && ok4 && el[2] == "" && validUID(uid)
+		return o, ok1 && ok2 && ok3 && ok4 && validUID(uid)
 	}
-	return ObjectName{}, false
+	if len(el) != 3 {
+		return o, false
+	}
+	sep := "."
+	if el[1] == "run" {
+		sep = "-"
+	}
+	if el[1] == "cut" {
+		o.Class = ClassCut
+		o.N, ok = onlyHex(file, 16, ".cut")
+		return o, ok
+	}
+	if o.N, ok = cutHex(&file, 16, sep); !ok {
+		return o, false
+	}
+	switch el[1] {
+	case "part":
+		o.Class = ClassPart
+		a, ok1 := cutHex(&file, 8, ".")
+		k, ok2 := onlyHex(file, 4, ".seg")
+		o.Attempt, o.K = uint32(a), int(k)
+		return o, ok1 && ok2
+	case "run":
+		o.Class = ClassRun
+		from, ok1 := cutHex(&file, 16, ".")
+		uid, ok2 := strings.CutSuffix(file, ".run")
+		o.From, o.UID = from, uid
+		return o, ok1 && ok2 && validUID(uid) && validRun(o.From, o.N)
+	case "map":
+		o.Class = ClassMap
+		o.UID, ok = strings.CutSuffix(file, ".map")
+		return o, ok && validUID(o.UID)
+	case "data":
+		o.Class = ClassData
+		uid, file, ok1 := strings.Cut(file, ".")
+		k, ok2 := onlyHex(file, 4, ".seg")
+		o.UID, o.K = uid, int(k)
+		return o, ok1 && ok2 && validUID(uid)
+	}
+	return o, false
+}
+
+// validRun says whether a run can go on from one position and reach another.
+func validRun(from, to uint64) bool { return from == 0 || from < to }
+
+// onlyHex parses digits lower-case hexadecimal digits and sep, and nothing else.
+func onlyHex(s string, digits int, sep string) (uint64, bool) {
+	v, ok := cutHex(&s, digits, sep)
+	return v, ok && s == ""
 }
 
 // cutHex takes digits lower-case hexadecimal digits and then sep off the front of s.

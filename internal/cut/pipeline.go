@@ -25,6 +25,7 @@ type job struct {
 	block  int // of the tile, KindTile
 	out    []byte
 	digest [digestSize]byte
+	hard   bool // compression did not shrink it by 5 %
 	err    error
 	done   chan struct{} // holds one token when encoded
 }
@@ -36,6 +37,13 @@ type sink struct {
 	sha    hash.Hash
 	b3     *blake3.Hasher
 	stored atomic.Int64 // off, for other goroutines
+}
+
+// sum fills in what the sink knows of the finished object.
+func (s *sink) sum(o *Sealed) {
+	o.Size = s.off
+	s.sha.Sum(o.SHA256[:0])
+	s.b3.Sum(o.BLAKE3[:0])
 }
 
 func newSink(w io.Writer) *sink { return &sink{w: w, sha: sha256.New(), b3: blake3.New()} }
@@ -71,9 +79,11 @@ type pipeline struct {
 	inFlight atomic.Int64 // upper bound of the stored bytes of frames not yet written
 
 	// Written by the emitter only; read after close.
-	frames  []Frame
-	tags    *blake3.Hasher
-	digests map[int][digestSize]byte
+	frames    []Frame
+	tags      *blake3.Hasher
+	digests   map[int][digestSize]byte
+	rawFrames int64 // that compression did not shrink by 5 %
+	rawBytes  int64 // their plaintext
 }
 
 func startPipeline(workers int, header []byte, s *sink, e encoder) *pipeline {
@@ -153,6 +163,10 @@ func (p *pipeline) emitOne(j *job) error {
 	if p.enc.digests {
 		p.digests[j.block] = j.digest
 	}
+	if j.hard {
+		p.rawFrames++
+		p.rawBytes += int64(j.frame.RawLen)
+	}
 	return nil
 }
 
@@ -216,6 +230,7 @@ func (e encoder) encode(j *job, s *scratch) (err error) {
 			payload, codec = s.packed, CodecMinLZ
 		}
 	}
+	j.hard = e.codec != CodecNone && len(s.packed) > len(raw)-len(raw)/20
 	j.frame.RawLen, j.frame.Codec = uint32(len(raw)), codec
 	s.aad = frameAAD(s.aad, e.segment, j.index, j.frame)
 	j.out = e.data.Seal(j.out[:0], nil, payload, s.aad)

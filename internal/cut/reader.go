@@ -38,7 +38,10 @@ type Segment struct {
 	digests [][digestSize]byte
 	digest  DigestKey
 	chain   Hash
-	packed  sync.Pool // of *[]byte: buffers between decryption and decompression
+	table   cipher.AEAD // of the map
+	mapped  []byte      // the sealed map, if it came with the first read
+	aad     []byte      // of the sections
+	packed  sync.Pool   // of *[]byte: buffers between decryption and decompression
 }
 
 // Format shows the segment's name and none of its keys.
@@ -46,6 +49,7 @@ func (s *Segment) Format(f fmt.State, _ rune) { io.WriteString(f, "segment "+s.o
 
 // Open reads the description of a segment: its tail and nothing else, with one
 // read in the usual case. The object must be the one that belongs under name.
+// Of a run or map it is the tail without the map, however long that is.
 //
 // Errors: damage is dr.CodeObjectCorrupt, a newer format dr.CodeFormatUnsupported,
 // a key that is not the segment's dr.CodeKeyMismatch; errors of src and keys
@@ -53,7 +57,9 @@ func (s *Segment) Format(f fmt.State, _ rune) { io.WriteString(f, "segment "+s.o
 func Open(ctx context.Context, src Source, name ObjectName, keys Keyring) (*Segment, error) {
 	const op = "cut.Open"
 	s := &Segment{src: src, object: name.Key()}
-	if name.Class != ClassCut && name.Class != ClassPart && name.Class != ClassTile {
+	switch name.Class {
+	case ClassCut, ClassPart, ClassTile, ClassRun, ClassMap, ClassData:
+	default:
 		return nil, invalid(op, "object %q is a %s, not a segment", s.object, name.Class)
 	}
 	tail, err := s.readTail(ctx, op, name)
@@ -75,7 +81,13 @@ func Open(ctx context.Context, src Source, name ObjectName, keys Keyring) (*Segm
 	if err != nil {
 		return nil, dr.Errorf(dr.KindInternal, op, "make keys of object %q: %w", s.object, err)
 	}
-	s.chain = blake3.Sum256(tail)
+	if s.header.Kind.hasMap() {
+		if s.table, err = key.aead(s.header.Segment, purposeMap); err != nil {
+			return nil, dr.Errorf(dr.KindInternal, op, "make keys of object %q: %w", s.object, err)
+		}
+	} else {
+		s.chain = blake3.Sum256(tail)
+	}
 	if err := s.decodeTail(op, tail, key); err != nil {
 		return nil, err
 	}
@@ -94,7 +106,7 @@ func (s *Segment) read(ctx context.Context, op string, off, n int64) ([]byte, er
 	return b, nil
 }
 
-// readTail reads the tail and parses the header and footer in it.
+// readTail reads the tail, without the map if there is one, and parses the header and footer in it.
 func (s *Segment) readTail(ctx context.Context, op string, name ObjectName) ([]byte, error) {
 	size := s.src.Size()
 	if size < minSegment {
@@ -119,10 +131,17 @@ func (s *Segment) readTail(ctx context.Context, op string, name ObjectName) ([]b
 	if s.footer, err = decodeFooter(op, s.object, size, s.header.Kind, foot); err != nil {
 		return nil, err
 	}
-	if s.footer.tail >= from {
-		return b[s.footer.tail-from:], nil
+	tail := s.footer.tail
+	if s.header.Kind.hasMap() {
+		if tail >= from {
+			s.mapped = bytes.Clone(b[tail-from:][:s.footer.tableLen])
+		}
+		tail += int64(s.footer.tableLen)
 	}
-	rest, err := s.read(ctx, op, s.footer.tail, from-s.footer.tail)
+	if tail >= from {
+		return b[tail-from:], nil
+	}
+	rest, err := s.read(ctx, op, tail, from-tail)
 	if err != nil {
 		return nil, err
 	}
@@ -131,17 +150,18 @@ func (s *Segment) readTail(ctx context.Context, op string, name ObjectName) ([]b
 
 // decodeTail opens and parses the sections.
 func (s *Segment) decodeTail(op string, tail []byte, key EpochKey) error {
-	aad := sectionAAD(s.raw, tail[len(tail)-footerSize:])
-	off := s.footer.tail
+	s.aad = sectionAAD(s.raw, tail[len(tail)-footerSize:])
+	start := s.footer.size - int64(len(tail))
+	off := start
 	section := func(name, purpose string, n uint32) ([]byte, error) {
-		b := tail[off-s.footer.tail:][:n]
+		b := tail[off-start:][:n]
 		at := off
 		off += int64(n)
 		aead, err := key.aead(s.header.Segment, purpose)
 		if err != nil {
 			return nil, dr.Errorf(dr.KindInternal, op, "make keys of object %q: %w", s.object, err)
 		}
-		plain, err := aead.Open(nil, nil, b, aad)
+		plain, err := aead.Open(nil, nil, b, s.aad)
 		if err != nil {
 			return nil, corrupt(op, s.object, name, at, "it does not verify")
 		}
@@ -153,8 +173,8 @@ func (s *Segment) decodeTail(op string, tail []byte, key EpochKey) error {
 	}
 	var digests []byte
 	var err error
-	if s.footer.digestLen != 0 {
-		if digests, err = section("digest table", purposeTable, s.footer.digestLen); err != nil {
+	if s.header.Kind == KindTile && s.footer.tableLen != 0 {
+		if digests, err = section("digest table", purposeTable, s.footer.tableLen); err != nil {
 			return err
 		}
 	}
@@ -163,7 +183,11 @@ func (s *Segment) decodeTail(op string, tail []byte, key EpochKey) error {
 	if err != nil {
 		return err
 	}
-	if s.frames, s.extents, err = decodeIndex(index, s.footer, s.header.frameLog2); err != nil {
+	counts := s.footer
+	if s.header.Kind.hasMap() {
+		counts.extents = 0
+	}
+	if s.frames, s.extents, err = decodeIndex(index, counts, s.header.frameLog2); err != nil {
 		return corrupt(op, s.object, "index", indexAt, "%v", err)
 	}
 	switch s.header.Kind {
@@ -171,7 +195,7 @@ func (s *Segment) decodeTail(op string, tail []byte, key EpochKey) error {
 		if err := s.decodeTile(digests); err != nil {
 			return corrupt(op, s.object, "index", indexAt, "%v", err)
 		}
-	case KindCut:
+	case KindCut, KindRun, KindMap:
 		at := off
 		commit, err := section("commit", purposeCommit, s.footer.commitLen)
 		if err != nil {
@@ -179,6 +203,9 @@ func (s *Segment) decodeTail(op string, tail []byte, key EpochKey) error {
 		}
 		if s.commit, err = decodeCommit(commit, s.header.Header, s.extents); err != nil {
 			return corrupt(op, s.object, "commit", at, "%v", err)
+		}
+		if s.header.Kind.hasMap() {
+			s.chain = s.commit.Run.Hash
 		}
 	}
 	return nil
@@ -222,14 +249,17 @@ func (s *Segment) Header() Header { return s.header.Header }
 // Size returns the object's size in bytes.
 func (s *Segment) Size() int64 { return s.footer.size }
 
-// Commit returns the commit of a cut, nil for other kinds.
+// Commit returns the commit of a cut, run or map, nil for other kinds.
 func (s *Segment) Commit() *Commit { return s.commit }
 
 // ChainHash is the BLAKE3 of the object's tail. For a cut it is what the next
 // cut's Prev.Hash must be; through the footer's tag root it covers all data too.
+// Of a run or map it is the chain hash of the cut that it reaches.
 func (s *Segment) ChainHash() Hash { return s.chain }
 
-// Ref returns the reference to a cut.
+// Ref returns the reference to a cut. Of a run or map it is the position that it
+// reaches, that is the cut that stood there, and never the object itself: what
+// goes on from there is the same whichever of them a reader uses.
 func (s *Segment) Ref() Ref { return Ref{Gen: s.header.Gen, N: s.header.N, Hash: s.chain} }
 
 // Frames returns the frames in stored order.
@@ -238,7 +268,15 @@ func (s *Segment) Frames() []Frame { return s.frames }
 // Extents returns the extents in order of disk and offset. They do not overlap.
 func (s *Segment) Extents() []Extent { return s.extents }
 
-// DataBytes is the plaintext that the segment carries; ZeroBytes what it elides.
+// MapExtents is how many extents Map yields.
+func (s *Segment) MapExtents() int {
+	if !s.header.Kind.hasMap() {
+		return 0
+	}
+	return int(s.footer.extents)
+}
+
+// DataBytes is the plaintext that the segment carries; of a run or map, that its map points to.
 func (s *Segment) DataBytes() int64 { return s.footer.dataBytes }
 
 // ZeroBytes is the sum of the ranges that the writer found or was told to be zero.
@@ -308,8 +346,8 @@ func (s *Segment) ReadFrame(ctx context.Context, i int, dst []byte) ([]byte, err
 }
 
 // Verify reads the whole object and checks every byte of it that Open has not
-// checked: the header at the front, every frame, the frames' tag root and the
-// digests of a tile image. It needs some 4 MiB of memory.
+// checked: the header at the front, every frame, the frames' tag root, the
+// digests of a tile image and the map. It needs some 4 MiB of memory, for a map as much as Map.
 func (s *Segment) Verify(ctx context.Context) error {
 	const op = "cut.Verify"
 	front, err := s.read(ctx, op, 0, headerSize)
@@ -339,6 +377,13 @@ func (s *Segment) Verify(ctx context.Context) error {
 		}
 		if err := ctx.Err(); err != nil {
 			return err
+		}
+	}
+	if s.header.Kind.hasMap() {
+		for _, err := range s.Map(ctx) {
+			if err != nil {
+				return err
+			}
 		}
 	}
 	var root Hash

@@ -55,6 +55,9 @@ const (
 	KindCut  Kind = 1
 	KindPart Kind = 2
 	KindTile Kind = 3
+	KindRun  Kind = 4 // what a run of expired cuts amounts to; see RunWriter
+	KindMap  Kind = 5 // what all cuts up to one amount to; see RunWriter
+	KindData Kind = 6 // data rewritten for runs; written like a part
 )
 
 // String returns the kind's name in messages.
@@ -66,9 +69,21 @@ func (k Kind) String() string {
 		return "part"
 	case KindTile:
 		return "tile"
+	case KindRun:
+		return "run"
+	case KindMap:
+		return "map"
+	case KindData:
+		return "data"
 	}
 	return fmt.Sprintf("kind(%d)", uint8(k))
 }
+
+// hasMap reports whether segments of this kind have a map in place of frames.
+func (k Kind) hasMap() bool { return k == KindRun || k == KindMap }
+
+// hasCommit reports whether segments of this kind have a commit.
+func (k Kind) hasCommit() bool { return k == KindCut || k.hasMap() }
 
 // Codec compresses the frames of a segment; it is recorded for every frame.
 type Codec uint8
@@ -99,18 +114,23 @@ func (c Codec) String() string {
 // Header identifies a segment. It is stored at the front of the object and
 // again in its tail, and everything in the object is bound to it.
 type Header struct {
-	Kind     Kind
-	Machine  dr.MachineID
-	Gen      dr.Generation
-	N        uint64   // number of the cut: its own, the one it is a part of, or the one that a tile image is as of
-	Segment  [16]byte // random; NewWriter fills it in where it is zero
-	KeyEpoch uint32   // epoch whose key protects the segment
+	Kind    Kind
+	Machine dr.MachineID
+	Gen     dr.Generation
+	N       uint64   // number of the cut: its own, the one it is a part of, the one that a tile image is as of, or the one that a run or map reaches
+	Segment [16]byte // random; NewWriter fills it in where it is zero
+	// KeyEpoch is the epoch whose key protects the segment: any epoch of the
+	// machine, not only the writer's own, so that a vault that rewrites data may
+	// seal it under any epoch key that it can open.
+	KeyEpoch uint32
 
 	Attempt uint32 // KindPart
-	K       int    // KindPart, 0..0xffff
+	K       int    // KindPart and KindData, 0..0xffff
 	Disk    uint16 // KindTile
 	Tile    uint32 // KindTile
-	UID     string // KindTile; NewWriter fills it in where it is empty
+	UID     string // KindTile, KindData, KindRun, KindMap; NewWriter fills it in where it is empty
+	From    uint64 // KindRun: number of the position that it goes on from; 0 = complete
+	Seed    bool   // KindCut, KindRun, KindMap: as Commit.Seed. Programs that do not know what it means refuse the segment
 }
 
 // Name is the only name under which the segment is valid.
@@ -123,6 +143,12 @@ func (h Header) Name() ObjectName {
 		o.Class, o.Attempt, o.K = ClassPart, h.Attempt, h.K
 	case KindTile:
 		o.Class, o.Disk, o.Tile, o.UID = ClassTile, h.Disk, h.Tile, h.UID
+	case KindRun:
+		o.Class, o.From, o.UID = ClassRun, h.From, h.UID
+	case KindMap:
+		o.Class, o.UID = ClassMap, h.UID
+	case KindData:
+		o.Class, o.K, o.UID = ClassData, h.K, h.UID
 	}
 	return o
 }
@@ -163,6 +189,35 @@ type PartRef struct {
 	BLAKE3  Hash  // of the object
 }
 
+// SegmentRef refers to a segment that holds data of a run or map, of the same machine.
+type SegmentRef struct {
+	Class   Class // ClassCut, ClassPart or ClassData
+	Gen     dr.Generation
+	N       uint64
+	Attempt uint32 // ClassPart
+	K       int    // ClassPart and ClassData
+	UID     string // ClassData
+	Size    int64  // bytes of the object
+	Hash    Hash   // BLAKE3 of the object; of a cut its chain hash
+}
+
+// RunInfo is what a run or map says about itself. Everything else in its
+// commit is as in the cut that it reaches.
+type RunInfo struct {
+	Hash     Hash      `json:"hash"`               // chain hash of the cut that it reaches
+	Cuts     uint64    `json:"cuts"`               // how many cuts it stands for, at least 1
+	Made     time.Time `json:"made"`               // UTC
+	Software string    `json:"software,omitempty"` // version of Holdfast that made it
+}
+
+// Group is the instant of a consistency group that a cut belongs to: the cuts
+// of all members with the same ID and Seq show one moment.
+type Group struct {
+	ID      string         `json:"id"`
+	Seq     uint64         `json:"seq"`     // grows with every instant of the group
+	Members []dr.MachineID `json:"members"` // that were cut at this instant, the machine of the cut among them
+}
+
 // Stats are figures of the cycle, for people and for anomaly detection.
 type Stats struct {
 	DirtyBytes  int64         `json:"dirtyBytes"`  // reported as changed by the tracker
@@ -171,6 +226,10 @@ type Stats struct {
 	StoredBytes int64         `json:"storedBytes"` // of parts and tiles; a cut can't know its own size
 	Read        time.Duration `json:"readNanos"`   // from the freeze to the last byte read
 	Freeze      time.Duration `json:"freezeNanos"` // that the guest was held
+
+	ChangedBytes        int64 `json:"changedBytes,omitempty"`        // of DirtyBytes, what was really different, by 4 KiB
+	RawFrames           int64 `json:"rawFrames,omitempty"`           // frames that compression did not shrink by 5 %; see Counts
+	IncompressibleBytes int64 `json:"incompressibleBytes,omitempty"` // their plaintext
 }
 
 // VMRecord is what is needed to define the VM elsewhere.
@@ -183,7 +242,9 @@ type VMRecord struct {
 	Config     map[string][]byte `json:"-"` // the platform's own documents by name, e.g. "domain.xml", "nvram"
 }
 
-// Commit is the content of a cut beyond its data: what makes it a recovery point.
+// Commit is the content of a cut beyond its data: what makes it a recovery
+// point. Runs and maps repeat the one of the cut that they reach, with other
+// Prev, Base, Tiles, no Parts, and with Segments and Run.
 type Commit struct {
 	Gen         dr.Generation  `json:"gen"`
 	N           uint64         `json:"n"`
@@ -193,16 +254,27 @@ type Commit struct {
 	Note        string         `json:"note,omitempty"`
 	Resync      bool           `json:"resync,omitempty"` // made by a resynchronization
 	Base        bool           `json:"base,omitempty"`   // a new complete base: readers need nothing older; what it does not list or carry is zero
+	Seed        bool           `json:"seed,omitempty"`   // content of unknown age (offline seeding): part of the chain, never a recovery point
+	Group       *Group         `json:"group,omitempty"`
+	Run         *RunInfo       `json:"run,omitempty"` // of runs and maps only
 	Disks       []Disk         `json:"disks"`
-	Tiles       []TileRef      `json:"-"` // new tile images, each complete for its range as of this cut
+	Tiles       []TileRef      `json:"-"` // new tile images, each complete for its range as of the cut that listed it
 	Parts       []PartRef      `json:"-"`
+	Segments    []SegmentRef   `json:"-"`               // runs and maps: where their data is; MapExtent.Segment counts in it
 	Token       string         `json:"token,omitempty"` // the source's change tracking token after this cut (bitmap, checkpoint or RCT id)
 	Stats       Stats          `json:"stats"`
 	VM          VMRecord       `json:"vm"`
 }
 
 // Ref returns the reference of the cut that carries c and has the chain hash h.
-func (c *Commit) Ref(h Hash) Ref { return Ref{Gen: c.Gen, N: c.N, Hash: h} }
+// If a run or map carries c, h does not matter: the result is the cut that it
+// reaches, which is what the next cut's Prev names. See Segment.Ref.
+func (c *Commit) Ref(h Hash) Ref {
+	if c.Run != nil {
+		h = c.Run.Hash
+	}
+	return Ref{Gen: c.Gen, N: c.N, Hash: h}
+}
 
 // Extent is a range of a disk that a segment defines.
 type Extent struct {
@@ -233,11 +305,22 @@ type Sealed struct {
 	Size      int64
 	SHA256    Hash // of the object
 	BLAKE3    Hash // of the object
-	ChainHash Hash // of the tail; what Ref.Hash of the next cut has to be
+	ChainHash Hash // of the tail; what Ref.Hash of the next cut has to be. Of a run or map: of the cut that it reaches
 	Frames    int
 	Extents   int
-	DataBytes int64 // plaintext carried
+	Counts
+}
+
+// Counts are figures of a segment's content.
+type Counts struct {
+	DataBytes int64 // plaintext carried; of a run or map: that its data extents cover
 	ZeroBytes int64 // ranges found or declared zero
+	// RawFrames is how many frames were compressed to more than 95 % of their
+	// plaintext, IncompressibleBytes is how long that plaintext was: much of it
+	// where there used to be little means encryption. Without compression
+	// (CodecNone) nothing is counted.
+	RawFrames           int64
+	IncompressibleBytes int64
 }
 
 // Source reads one object.

@@ -38,6 +38,8 @@ func (c WriterConfig) Validate() error {
 		return invalid(op, "frame size 2^%d is outside 2^%d..2^%d", c.FrameLog2, minFrameLog2, maxFrameLog2)
 	case c.Kind == KindTile && c.FrameLog2 != maxFrameLog2:
 		return invalid(op, "tile images have frames of 2^%d", maxFrameLog2)
+	case c.Kind.hasMap():
+		return invalid(op, "a %s is written by a RunWriter", c.Kind)
 	case c.Key == EpochKey{}:
 		return invalid(op, "there is no epoch key")
 	}
@@ -48,7 +50,7 @@ func (c WriterConfig) Validate() error {
 // Memory is bounded by about (2*Workers+1) * 2 frames, whatever is written,
 // plus 40 bytes per extent.
 //
-// In a cut or part, ranges may come in any order but must not overlap; they are
+// In a cut, part or data segment, ranges may come in any order but must not overlap; they are
 // packed into frames in the order in which they come, and runs of zeros are kept as ranges without data.
 // In a tile image, ranges must come in ascending order; what does not come is zero.
 //
@@ -64,12 +66,12 @@ type Writer struct {
 	cur    *job
 	count  uint32 // frames begun
 
-	ext       []Extent
-	next      int64 // KindTile: the least offset allowed
-	dataBytes int64
-	zeroBytes int64
+	ext    []Extent
+	next   int64 // KindTile: the least offset allowed
+	counts Counts
 
 	err    error
+	ended  bool
 	closed bool
 	sealed Sealed
 }
@@ -89,7 +91,7 @@ func NewWriter(w io.Writer, cfg WriterConfig) (*Writer, error) {
 	if cfg.Segment == ([16]byte{}) {
 		rand.Read(cfg.Segment[:]) // crypto/rand.Read never fails
 	}
-	if cfg.Kind == KindTile && cfg.UID == "" {
+	if (cfg.Kind == KindTile || cfg.Kind == KindData) && cfg.UID == "" {
 		cfg.UID = NewUID()
 	}
 	if err := cfg.Validate(); err != nil {
@@ -148,6 +150,8 @@ func (w *Writer) admit(disk uint16, off, n int64) error {
 		return w.err
 	case w.closed:
 		return invalid(op, "write to %s %q, which is closed", w.cfg.Kind, w.Name())
+	case w.ended:
+		return w.fail(invalid(op, "its content was said to be complete"))
 	case off < 0 || off%Unit != 0 || n < 0 || n > MaxDisk || off > MaxDisk-n:
 		return w.fail(invalid(op, "range %d+%d of disk %d does not begin at a multiple of %d or is outside 0..%d", off, n, disk, Unit, MaxDisk))
 	case len(w.ext) > MaxExtents-(1<<16) || w.count > MaxFrames-(1<<16):
@@ -202,7 +206,7 @@ func (w *Writer) Zero(disk uint16, off, n int64) error {
 		return err
 	}
 	if w.cfg.Kind == KindTile {
-		w.zeroBytes += n
+		w.counts.ZeroBytes += n
 	} else if n > 0 {
 		w.addZero(disk, off, n)
 	}
@@ -223,7 +227,7 @@ func run(p []byte) (n int, zero bool) {
 }
 
 func (w *Writer) addZero(disk uint16, off, n int64) {
-	w.zeroBytes += n
+	w.counts.ZeroBytes += n
 	if i := len(w.ext) - 1; i >= 0 && w.ext[i].Zero && w.ext[i].Disk == disk && w.ext[i].End() == off {
 		w.ext[i].Len += n
 		return
@@ -233,7 +237,7 @@ func (w *Writer) addZero(disk uint16, off, n int64) {
 
 // addData puts p, which is not zero, into frames.
 func (w *Writer) addData(ctx context.Context, disk uint16, off int64, p []byte) error {
-	w.dataBytes += int64(len(p))
+	w.counts.DataBytes += int64(len(p))
 	for len(p) > 0 {
 		if w.cur != nil {
 			w.padCurrent()
@@ -268,7 +272,7 @@ func (w *Writer) padCurrent() {
 
 // tileData adds p to the blocks of a tile image. A block becomes a frame when a later one begins.
 func (w *Writer) tileData(ctx context.Context, off int64, p []byte) error {
-	w.zeroBytes += int64(len(p)) // until a block is found to carry them
+	w.counts.ZeroBytes += int64(len(p)) // until a block is found to carry them
 	for len(p) > 0 {
 		in := off - int64(w.cfg.Tile)*TileSize
 		block, at := int(in/Block), int(in%Block)
@@ -309,8 +313,8 @@ func (w *Writer) flushBlock() {
 	off, n := int64(w.cfg.Tile)*TileSize+int64(j.block)*Block+int64(j.lead), int64(len(j.raw)-j.lead)
 	j.frame.lba = off
 	w.ext = append(w.ext, Extent{Disk: w.cfg.Disk, Off: off, Len: n, Frame: j.index})
-	w.dataBytes += n
-	w.zeroBytes = max(0, w.zeroBytes-n)
+	w.counts.DataBytes += n
+	w.counts.ZeroBytes = max(0, w.counts.ZeroBytes-n)
 	w.flush()
 }
 
@@ -358,13 +362,24 @@ func (w *Writer) flush() {
 func (w *Writer) Abort() {
 	if !w.closed {
 		w.fail(dr.Errorf(dr.KindCanceled, "cut.Writer", "given up"))
-		w.stop()
+		w.end()
+		w.closed = true
 	}
 }
 
-// stop ends the pipeline.
-func (w *Writer) stop() {
-	w.closed = true
+// End completes the content, so that a commit can tell what it amounts to:
+// only Close or Abort may follow. It may be left out.
+func (w *Writer) End() (Counts, error) {
+	w.end()
+	return w.counts, w.err
+}
+
+// end stops the pipeline.
+func (w *Writer) end() {
+	if w.ended {
+		return
+	}
+	w.ended = true
 	if w.pipe == nil {
 		return
 	}
@@ -378,6 +393,7 @@ func (w *Writer) stop() {
 	if err := w.pipe.close(); err != nil {
 		w.fail(err)
 	}
+	w.counts.RawFrames, w.counts.IncompressibleBytes = w.pipe.rawFrames, w.pipe.rawBytes
 }
 
 // Close completes the segment: commit is required for a cut and must be nil
@@ -387,7 +403,8 @@ func (w *Writer) Close(commit *Commit) (Sealed, error) {
 	if w.closed {
 		return w.sealed, w.err
 	}
-	w.stop()
+	w.end()
+	w.closed = true
 	if w.err != nil {
 		return Sealed{}, w.err
 	}
@@ -400,7 +417,17 @@ func (w *Writer) Close(commit *Commit) (Sealed, error) {
 }
 
 // sections are the plaintexts of the sealed parts of the tail.
-type sections struct{ digest, index, commit []byte }
+type sections struct{ digest, mapped, index, commit []byte }
+
+// footer returns the footer of a segment with these sections whose frames end at tail.
+func (s sections) footer(tail int64, c Counts) footer {
+	f := footer{
+		tail: tail, tableLen: sealedLen(s.digest) + sealedLen(s.mapped), indexLen: sealedLen(s.index), commitLen: sealedLen(s.commit),
+		dataBytes: c.DataBytes, zeroBytes: c.ZeroBytes,
+	}
+	f.size = f.tail + int64(f.tableLen) + int64(f.indexLen) + int64(f.commitLen) + headerSize + footerSize
+	return f
+}
 
 func (w *Writer) finish(commit *Commit) (Sealed, error) {
 	var frames []Frame
@@ -417,25 +444,18 @@ func (w *Writer) finish(commit *Commit) (Sealed, error) {
 	if err != nil {
 		return Sealed{}, err
 	}
-	f := footer{
-		tail: w.sink.off, digestLen: sealedLen(plain.digest), indexLen: sealedLen(plain.index), commitLen: sealedLen(plain.commit),
-		frames: uint32(len(frames)), extents: uint32(len(w.ext)), dataBytes: w.dataBytes, zeroBytes: w.zeroBytes,
-	}
+	f := plain.footer(w.sink.off, w.counts)
+	f.frames, f.extents = uint32(len(frames)), uint32(len(w.ext))
 	tags.Sum(f.tagRoot[:0])
-	f.size = f.tail + int64(f.digestLen) + int64(f.indexLen) + int64(f.commitLen) + headerSize + footerSize
-	tail, err := w.seal(plain, f)
+	tail, err := plain.seal(w.cfg.Key, w.cfg.Segment, w.header, f)
 	if err != nil {
 		return Sealed{}, err
 	}
 	if err := w.sink.write(tail); err != nil {
 		return Sealed{}, err
 	}
-	s := Sealed{
-		Name: w.Name(), Size: w.sink.off, ChainHash: blake3.Sum256(tail),
-		Frames: len(frames), Extents: len(w.ext), DataBytes: w.dataBytes, ZeroBytes: w.zeroBytes,
-	}
-	w.sink.sha.Sum(s.SHA256[:0])
-	w.sink.b3.Sum(s.BLAKE3[:0])
+	s := Sealed{Name: w.Name(), ChainHash: blake3.Sum256(tail), Frames: len(frames), Extents: len(w.ext), Counts: w.counts}
+	w.sink.sum(&s)
 	return s, nil
 }
 
@@ -492,24 +512,24 @@ func encodeDigests(d map[int][digestSize]byte) []byte {
 }
 
 // seal returns the object's tail.
-func (w *Writer) seal(plain sections, f footer) ([]byte, error) {
+func (s sections) seal(key EpochKey, segment [16]byte, header []byte, f footer) ([]byte, error) {
 	foot := f.encode()
-	aad := sectionAAD(w.header, foot)
+	aad := sectionAAD(header, foot)
 	tail := make([]byte, 0, f.size-f.tail)
-	for _, s := range []struct {
+	for _, x := range []struct {
 		plain   []byte
 		purpose string
-	}{{plain.digest, purposeTable}, {plain.index, purposeIndex}, {plain.commit, purposeCommit}} {
-		if s.plain == nil {
+	}{{s.digest, purposeTable}, {s.mapped, purposeMap}, {s.index, purposeIndex}, {s.commit, purposeCommit}} {
+		if x.plain == nil {
 			continue
 		}
-		aead, err := w.cfg.Key.aead(w.cfg.Segment, s.purpose)
+		aead, err := key.aead(segment, x.purpose)
 		if err != nil {
 			return nil, err
 		}
-		tail = aead.Seal(tail, nil, s.plain, aad)
+		tail = aead.Seal(tail, nil, x.plain, aad)
 	}
-	tail = append(append(tail, w.header...), foot...)
+	tail = append(append(tail, header...), foot...)
 	if int64(len(tail)) != f.size-f.tail {
 		return nil, dr.Errorf(dr.KindInternal, "cut.Writer", "the tail has %d bytes, want %d", len(tail), f.size-f.tail)
 	}

@@ -291,13 +291,13 @@ func (r *Replicas) Reconcile(ctx context.Context, it vaultdb.Item, full bool) er
 	for _, p := range points {
 		listed[p.N] = p
 	}
-	live, _, err := r.store.Names(ctx, it.Machine)
+	history, err := r.store.Names(ctx, it.Machine)
 	if err != nil {
 		return err
 	}
 	var prev vaultdb.Point
 	have := false
-	for _, name := range live {
+	for _, name := range history.Path {
 		if !full && len(points) > 0 && name.N < points[0].N {
 			continue
 		}
@@ -306,7 +306,7 @@ func (r *Replicas) Reconcile(ctx context.Context, it vaultdb.Item, full bool) er
 			prev, have = p, true
 			continue
 		}
-		c, err := r.store.ReadCut(ctx, it.Machine, name.Gen, name.N)
+		c, err := r.store.ReadElement(ctx, it.Machine, name)
 		switch k := dr.KindOf(err); {
 		case err == nil && continues(prev, have, c), err == nil && c.Commit.Base:
 		case err == nil, k == dr.KindCorrupt, k == dr.KindUnsupported, k == dr.KindNotFound:
