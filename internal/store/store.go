@@ -42,6 +42,10 @@ type Config struct {
 	// ChunkSize is the unit of reading from the bucket, bytes (default 256 KiB). A
 	// store behind a network wants 1 MiB.
 	ChunkSize int64
+	// TempDir is where large extent maps are kept while a View is open (default os.TempDir).
+	TempDir string
+	// MapMemory bounds what the maps of a View take in memory while they are made, bytes (default 64 MiB).
+	MapMemory int64
 	// Parallel bounds concurrent reads of the bucket (default 16).
 	Parallel int
 }
@@ -61,6 +65,9 @@ func New(cfg Config) *Store {
 	}
 	if cfg.ChunkSize <= 0 {
 		cfg.ChunkSize = 256 << 10
+	}
+	if cfg.MapMemory <= 0 {
+		cfg.MapMemory = 64 << 20
 	}
 	if cfg.Parallel <= 0 {
 		cfg.Parallel = 16
@@ -127,12 +134,18 @@ func readRange(ctx context.Context, b objstore.Reader, key string, p []byte, off
 	return nil
 }
 
+// ObjectError maps what a bucket says of an object that has to be there to the
+// domain's errors; nil stays nil.
+func ObjectError(op, key string, err error) error { return storeError(op, key, err) }
+
 func (s *Store) readSmall(ctx context.Context, key string) ([]byte, error) {
 	b, err := objstore.ReadAll(ctx, s.cfg.Bucket, key, maxSmall)
 	return b, storeError("store.Read", key, err)
 }
 
-// VaultInfo reads vault.json. A store without one is dr.KindNotFound.
+// VaultInfo reads whose store it is: vault.json, or the newest of the
+// descriptions that rotations of the vault's key have added. A store without
+// vault.json is dr.KindNotFound.
 func (s *Store) VaultInfo(ctx context.Context) (cut.VaultInfo, error) {
 	b, err := objstore.ReadAll(ctx, s.cfg.Bucket, cut.VaultObject(), maxSmall)
 	if errors.Is(err, objstore.ErrNotExist) {
@@ -141,7 +154,28 @@ func (s *Store) VaultInfo(ctx context.Context) (cut.VaultInfo, error) {
 	if err != nil {
 		return cut.VaultInfo{}, storeError("store.VaultInfo", cut.VaultObject(), err)
 	}
-	return cut.ParseVaultInfo(b)
+	first, err := cut.ParseVaultInfo(b)
+	if err != nil {
+		return cut.VaultInfo{}, err
+	}
+	all := []cut.VaultInfo{first}
+	err = s.cfg.Bucket.List(ctx, cut.VaultKeysPrefix(), func(i objstore.Info) error {
+		name, err := cut.ParseObject(i.Key)
+		if err != nil || name.Class != cut.ClassVaultKey {
+			return nil
+		}
+		raw, err := s.readSmall(ctx, i.Key)
+		if err != nil {
+			return err
+		}
+		later, err := cut.ParseVaultKey(name, raw)
+		all = append(all, later)
+		return err
+	})
+	if err != nil {
+		return cut.VaultInfo{}, storeError("store.VaultInfo", cut.VaultKeysPrefix(), err)
+	}
+	return cut.NewestVault(all)
 }
 
 // InitVault writes vault.json, or checks that the one there has the same vault
@@ -223,22 +257,24 @@ func (s *Store) Machines(ctx context.Context) ([]dr.MachineID, error) {
 	}
 }
 
-// Keyring opens epoch keys with the vault's private key, reading the sealed
-// keys from the bucket and keeping them in memory.
+// Keyring opens epoch keys with the vault's private key, or with whatever holds
+// it, reading the sealed keys from the bucket and keeping the opened ones in memory.
 type Keyring struct {
 	bucket objstore.Reader
-	key    cut.VaultPrivateKey
+	opener cut.KeyOpener
 
 	mu   sync.Mutex
 	open map[string]cut.EpochKey
 }
 
 // NewKeyring returns a Keyring; it does no I/O.
-func NewKeyring(b objstore.Reader, key cut.VaultPrivateKey) *Keyring {
-	return &Keyring{bucket: b, key: key, open: map[string]cut.EpochKey{}}
+func NewKeyring(b objstore.Reader, opener cut.KeyOpener) *Keyring {
+	return &Keyring{bucket: b, opener: opener, open: map[string]cut.EpochKey{}}
 }
 
-// EpochKey implements cut.Keyring. A wrong private key is dr.CodeKeyMismatch.
+// EpochKey implements cut.Keyring. It takes the key as the agent sealed it, and
+// if that is sealed to another vault key the copy that a rotation has sealed to
+// this one. A wrong private key is dr.CodeKeyMismatch.
 func (k *Keyring) EpochKey(ctx context.Context, m dr.MachineID, epoch uint32) (cut.EpochKey, error) {
 	name := cut.KeyObject(m, epoch)
 	k.mu.Lock()
@@ -247,18 +283,30 @@ func (k *Keyring) EpochKey(ctx context.Context, m dr.MachineID, epoch uint32) (c
 	if ok {
 		return key, nil
 	}
-	wrap, err := objstore.ReadAll(ctx, k.bucket, name, maxSmall)
+	key, err := k.read(ctx, m, epoch, name)
 	if err != nil {
-		return cut.EpochKey{}, storeError("store.EpochKey", name, err)
-	}
-	key, err = cut.OpenEpochKey(k.key, m, epoch, wrap)
-	if err != nil {
-		return cut.EpochKey{}, err
+		again, rerr := k.read(ctx, m, epoch, cut.WrapObject(m, epoch, k.opener.ID()))
+		switch {
+		case rerr == nil:
+			key = again
+		case dr.CodeOf(rerr) == dr.CodeObjectMissing:
+			return cut.EpochKey{}, err // there is no copy for this key: the first answer counts
+		default:
+			return cut.EpochKey{}, errors.Join(err, rerr)
+		}
 	}
 	k.mu.Lock()
 	k.open[name] = key
 	k.mu.Unlock()
 	return key, nil
+}
+
+func (k *Keyring) read(ctx context.Context, m dr.MachineID, epoch uint32, name string) (cut.EpochKey, error) {
+	wrap, err := objstore.ReadAll(ctx, k.bucket, name, maxSmall)
+	if err != nil {
+		return cut.EpochKey{}, storeError("store.EpochKey", name, err)
+	}
+	return k.opener.OpenEpochKey(ctx, m, epoch, wrap)
 }
 
 // Epochs lists the epochs whose sealed keys the machine has.
@@ -271,6 +319,7 @@ func (s *Store) Epochs(ctx context.Context, m dr.MachineID) ([]uint32, error) {
 		return nil
 	})
 	slices.Sort(epochs)
+	epochs = slices.Compact(epochs) // one that was sealed again counts once
 	return epochs, storeError("store.Epochs", cut.KeyPrefix(m), err)
 }
 

@@ -1,8 +1,10 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 
@@ -83,24 +85,31 @@ func (v *View) needed() []*object {
 
 // checkObject verifies one object: the digest its referrer knows, and every frame.
 func (v *View) checkObject(ctx context.Context, o *object) error {
+	return v.store.check(ctx, o)
+}
+
+func (s *Store) check(ctx context.Context, o *object) error {
 	if !o.hash.IsZero() {
-		if err := v.checkHash(ctx, o); err != nil {
+		if err := s.checkHash(ctx, o); err != nil {
 			return err
 		}
 	}
-	seg, err := cut.Open(ctx, &source{v.store.cfg.Bucket, o.key, o.size}, o.name, v.store.cfg.Keys)
+	seg, err := cut.Open(ctx, &source{s.cfg.Bucket, o.key, o.size}, o.name, s.cfg.Keys)
 	if err != nil {
+		return err
+	}
+	if err := o.expect(seg); err != nil {
 		return err
 	}
 	return seg.Verify(ctx)
 }
 
-func (v *View) checkHash(ctx context.Context, o *object) error {
+func (s *Store) checkHash(ctx context.Context, o *object) error {
 	h := blake3.New()
 	buf := make([]byte, 1<<20)
 	for off := int64(0); off < o.size; off += int64(len(buf)) {
 		p := buf[:min(int64(len(buf)), o.size-off)]
-		if err := readRange(ctx, v.store.cfg.Bucket, o.key, p, off); err != nil {
+		if err := readRange(ctx, s.cfg.Bucket, o.key, p, off); err != nil {
 			return err
 		}
 		h.Write(p)
@@ -122,6 +131,7 @@ type Report struct {
 	Machine  dr.MachineID
 	Verdicts []Verdict // oldest first
 	Dead     []CutName
+	Expired  []CutName
 	Objects  int
 	Bytes    int64
 }
@@ -131,61 +141,104 @@ func (r *Report) OK() bool {
 	return !slices.ContainsFunc(r.Verdicts, func(v Verdict) bool { return v.Err != nil })
 }
 
-// Verify reads every object of every recovery point of a machine once and says
-// for each point whether it can be trusted.
+// Verify reads every object of a machine's history once and says for each
+// recovery point whether it can be trusted.
 func (s *Store) Verify(ctx context.Context, m dr.MachineID, progress func(doneObjects int, bytes int64)) (*Report, error) {
 	chain, err := s.Chain(ctx, m)
 	if err != nil {
 		return nil, err
 	}
-	report := &Report{Machine: m, Dead: chain.Dead}
-	checked := map[string]error{} // object → verdict, each object is read once
-	for _, c := range chain.Points {
-		err := s.verifyPoint(ctx, m, c, checked, func(size int64) {
-			report.Objects++
-			report.Bytes += size
-			if progress != nil {
-				progress(report.Objects, report.Bytes)
-			}
-		})
-		if err != nil && !isDamage(err) {
-			return nil, err
+	report := &Report{Machine: m, Dead: chain.Dead, Expired: chain.Expired}
+	verdicts, err := s.checkAll(ctx, m, chain.Path, report, progress)
+	if err != nil {
+		return nil, err
+	}
+	type tileID struct {
+		disk uint16
+		tile uint32
+	}
+	// What the point that is being looked at builds on: the ranges of all elements
+	// since the last complete one, and the newest image of each tile.
+	var ranges error
+	tiles := map[tileID]error{}
+	for _, c := range chain.Path {
+		if c.Commit.Base {
+			ranges = nil
+			clear(tiles)
 		}
-		report.Verdicts = append(report.Verdicts, Verdict{c.Point(m), err})
+		for _, t := range c.Commit.Tiles {
+			id := tileID{t.Disk, t.Tile}
+			delete(tiles, id)
+			if err := verdicts[cut.TileName(m, t).Key()]; err != nil {
+				tiles[id] = err
+			}
+		}
+		for _, key := range c.References(m) {
+			if o, err := cut.ParseObject(key); err == nil && o.Class != cut.ClassTile {
+				ranges = errors.Join(ranges, verdicts[key])
+			}
+		}
+		if c.Commit.Seed {
+			continue
+		}
+		bad := ranges
+		for _, err := range tiles {
+			bad = errors.Join(bad, err)
+		}
+		report.Verdicts = append(report.Verdicts, Verdict{c.Point(m), refusePoint(c.Gen, c.N, bad)})
 	}
 	for _, r := range chain.Refused {
 		report.Verdicts = append(report.Verdicts, Verdict{dr.RecoveryPoint{Machine: m, Gen: r.Gen, N: r.N}, refusePoint(r.Gen, r.N, r.Err)})
 	}
-	slices.SortFunc(report.Verdicts, func(a, b Verdict) int {
-		switch {
-		case a.Point.N < b.Point.N:
-			return -1
-		case a.Point.N > b.Point.N:
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(report.Verdicts, func(a, b Verdict) int { return cmp.Compare(a.Point.N, b.Point.N) })
 	return report, nil
 }
 
-func (s *Store) verifyPoint(ctx context.Context, m dr.MachineID, c CutInfo, checked map[string]error, read func(int64)) error {
-	v, err := s.OpenPoint(ctx, m, c.Gen, c.N)
-	if err != nil {
-		return err
+// checkAll verifies every object that the path refers to; the result has the damaged ones.
+func (s *Store) checkAll(ctx context.Context, m dr.MachineID, path []CutInfo, report *Report, progress func(int, int64)) (map[string]error, error) {
+	objects := map[string]*object{}
+	add := func(name cut.ObjectName, size int64, hash, chain cut.Hash) {
+		objects[name.Key()] = &object{name: name, key: name.Key(), size: size, hash: hash, chain: chain}
 	}
-	defer v.Close()
-	var first error
-	for _, o := range v.needed() {
-		verdict, seen := checked[o.key]
-		if !seen {
-			verdict = v.checkObject(ctx, o)
-			if verdict != nil && !isDamage(verdict) {
-				return verdict
-			}
-			checked[o.key] = verdict
-			read(o.size)
+	for _, c := range path {
+		add(c.Object(m), c.Size, cut.Hash{}, cut.Hash{})
+		for _, p := range c.Commit.Parts {
+			add(cut.PartName(m, c.Gen, c.N, p), p.Size, p.BLAKE3, cut.Hash{})
 		}
-		first = errors.Join(first, verdict)
+		for _, t := range c.Commit.Tiles {
+			add(cut.TileName(m, t), t.Size, t.BLAKE3, cut.Hash{})
+		}
+		for _, r := range c.Commit.Segments {
+			if r.Class == cut.ClassCut {
+				add(cut.SegmentName(m, r), r.Size, cut.Hash{}, r.Hash)
+			} else {
+				add(cut.SegmentName(m, r), r.Size, r.Hash, cut.Hash{})
+			}
+		}
 	}
-	return refusePoint(c.Gen, c.N, first)
+	var mu sync.Mutex
+	verdicts := map[string]error{}
+	eg, ectx := errgroup.WithContext(ctx)
+	eg.SetLimit(2) // bound by the CPU
+	for _, key := range slices.Sorted(maps.Keys(objects)) {
+		o := objects[key]
+		eg.Go(func() error {
+			err := s.check(ectx, o)
+			if err != nil && !isDamage(err) {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				verdicts[o.key] = err
+			}
+			report.Objects++
+			report.Bytes += o.size
+			if progress != nil {
+				progress(report.Objects, report.Bytes)
+			}
+			return nil
+		})
+	}
+	return verdicts, eg.Wait()
 }

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -11,18 +14,23 @@ import (
 
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
+	"holdfast/internal/extmap"
 	"holdfast/internal/objstore"
 )
 
 // View is one recovery point, readable: the VM's disks as of the cut. It is
 // safe for concurrent use. It reads the bucket as needed and keeps a bounded
-// cache; memory grows with the number of changed extents, not with disk sizes.
+// cache; memory grows neither with disk sizes nor, beyond a fifth of a byte each,
+// with the number of changed extents. Close it.
 type View struct {
 	store   *Store
 	machine dr.MachineID
-	info    CutInfo
+	info    CutInfo // of the newest element
+	first   CutInfo // of the oldest element
+	epoch   uint32  // key epoch of the newest element
 	disks   []*viewDisk
-	objects []*object // cuts, parts and tiles; record.seg and cacheKey.seg index it
+	objects []*object // cuts, parts, data segments and tiles; record.seg and cacheKey.seg index it
+	byKey   map[string]int32
 	frames  *cache
 	chunks  *cache
 
@@ -37,17 +45,30 @@ type View struct {
 
 type viewDisk struct {
 	cut.Disk
-	run   []record         // everything above the tile images
+	over  *extmap.Map      // everything above the tile images
 	tiles map[uint32]int32 // tile number → object
 }
 
+// ranges calls fn for what lies over the tile images in [off, end), clipped.
+func (d *viewDisk) ranges(off, end int64, fn func(record) error) error {
+	err := d.over.Walk(off, end-off, func(e extmap.Extent) error {
+		if e.Seg == extmap.SegGap {
+			return nil
+		}
+		return fn(recordOf(e))
+	})
+	return mapError("", err)
+}
+
 // object is one segment of a view. Cuts and parts are open from the start,
-// tiles when they are first read.
+// others when they are first read.
 type object struct {
 	name cut.ObjectName
 	key  string
 	size int64
 	hash cut.Hash // of the whole object as its referrer knows it; zero for cuts
+	// chain is a cut's chain hash, where a run refers to the cut's data.
+	chain cut.Hash
 
 	mu   sync.Mutex
 	seg  *cut.Segment
@@ -63,16 +84,67 @@ type DiskInfo struct {
 }
 
 // OpenPoint opens a recovery point. Every cut and part that it needs is opened
-// and the presence and size of every tile is checked, so that damage that can
+// and the presence and size of every other object is checked, so that damage that can
 // be seen without reading all data refuses the point now (dr.CodePointRefused,
 // naming the object). Data that is damaged inside fails when it is read, or in Check.
+// A seed is no recovery point.
 func (s *Store) OpenPoint(ctx context.Context, m dr.MachineID, gen dr.Generation, n uint64) (*View, error) {
-	cuts, err := s.pointCuts(ctx, m, gen, n)
+	v, err := s.OpenPosition(ctx, m, gen, n)
+	if err == nil && v.info.Commit.Seed {
+		v.Close()
+		return nil, dr.New(dr.KindPrecondition, dr.CodeNoRecoveryPoint, "store.OpenPoint", "%s of machine %s is a seed, not a recovery point: the source has not been compared with it yet", dr.PointName(gen, n), m)
+	}
+	return v, err
+}
+
+// OpenPosition is OpenPoint for any position of the history, also a seed.
+func (s *Store) OpenPosition(ctx context.Context, m dr.MachineID, gen dr.Generation, n uint64) (*View, error) {
+	cuts, err := s.pointCuts(ctx, m, gen, n, true)
 	if err != nil {
 		return nil, err
 	}
+	v, err := s.open(ctx, m, cuts)
+	if err != nil && isDamage(err) && cuts[0].seg.Header().Kind == cut.KindMap {
+		// What a checkpoint refers to may have been rewritten and deleted since.
+		if cuts, err = s.pointCuts(ctx, m, gen, n, false); err != nil {
+			return nil, err
+		}
+		v, err = s.open(ctx, m, cuts)
+	}
+	if err != nil {
+		return nil, refusePoint(gen, n, err)
+	}
+	return v, nil
+}
+
+// OpenSpan opens the net effect of consecutive elements of a history's path:
+// what the last one's disks have that the position before the first one did not.
+// Everything else reads as zero.
+func (s *Store) OpenSpan(ctx context.Context, m dr.MachineID, path []CutName) (*View, error) {
+	cuts := make([]*cutSegment, len(path))
+	eg, ectx := errgroup.WithContext(ctx)
+	eg.SetLimit(s.cfg.Parallel)
+	for i, c := range path {
+		eg.Go(func() (err error) {
+			cuts[i], err = s.openCut(ectx, m, c)
+			return err
+		})
+	}
+	if err := eg.Wait(); err != nil {
+		return nil, err
+	}
+	for i := 1; i < len(cuts); i++ {
+		if err := linkError(m, &cuts[i-1].info, &cuts[i].info); err != nil {
+			return nil, err
+		}
+	}
+	return s.open(ctx, m, cuts)
+}
+
+func (s *Store) open(ctx context.Context, m dr.MachineID, cuts []*cutSegment) (*View, error) {
+	last := cuts[len(cuts)-1]
 	v := &View{
-		store: s, machine: m, info: cuts[len(cuts)-1].info,
+		store: s, machine: m, info: last.info, first: cuts[0].info, epoch: last.seg.Header().KeyEpoch, byKey: map[string]int32{},
 		frames: newCache(s.cfg.FrameCache), chunks: newCache(s.cfg.ChunkCache), gate: make(chan struct{}, 4),
 	}
 	v.ctx, v.stop = context.WithCancel(context.WithoutCancel(ctx))
@@ -81,66 +153,166 @@ func (s *Store) OpenPoint(ctx context.Context, m dr.MachineID, gen dr.Generation
 	}
 	if err := v.load(ctx, cuts); err != nil {
 		v.Close()
-		return nil, refusePoint(gen, n, err)
+		return nil, err
 	}
 	return v, nil
 }
 
-// load builds the extent map: per cut first its tile images, then its own
+// load builds the extent map: per element first its tile images, then its own
 // extents and those of its parts.
-func (v *View) load(ctx context.Context, cuts []*cutSegment) error {
-	byIndex := map[uint16]*viewDisk{}
-	for _, d := range v.disks {
-		byIndex[d.Index] = d
-	}
+func (v *View) load(ctx context.Context, cuts []*cutSegment) (err error) {
 	parts, err := v.openParts(ctx, cuts)
 	if err != nil {
 		return err
 	}
-	runs := map[*viewDisk][][]record{}
+	builders := make([]*extmap.Builder, len(v.disks))
+	defer func() {
+		for _, b := range builders {
+			if b != nil {
+				err = errors.Join(err, b.Close())
+			}
+		}
+	}()
+	for i := range v.disks {
+		memory := max(extmap.MinMemory, v.store.cfg.MapMemory/int64(len(v.disks)))
+		if builders[i], err = extmap.NewBuilder(extmap.Config{Dir: v.store.cfg.TempDir, Memory: memory}); err != nil {
+			return err
+		}
+	}
 	for ci, c := range cuts {
-		commit := c.info.Commit
-		for _, t := range commit.Tiles {
-			d := byIndex[t.Disk]
-			if d == nil {
-				continue // a disk that the point no longer has
-			}
-			name := cut.TileName(v.machine, t)
-			d.tiles[t.Tile] = v.add(&object{name: name, key: name.Key(), size: t.Size, hash: t.BLAKE3})
-			off := int64(t.Tile) * cut.TileSize
-			for i, r := range runs[d] {
-				runs[d][i] = drop(r, off, off+cut.TileSize)
-			}
-		}
-		name := cut.CutName(v.machine, c.info.Gen, c.info.N)
-		own := v.add(&object{name: name, key: name.Key(), size: c.info.Size, seg: c.seg})
-		segs := []int32{own}
-		segs = append(segs, parts[ci]...)
-		fresh := map[*viewDisk][]record{}
-		for _, id := range segs {
-			for _, e := range v.objects[id].seg.Extents() {
-				d := byIndex[e.Disk]
-				if d == nil || e.Off >= d.Size {
-					continue
-				}
-				r := record{off: e.Off, len: min(e.Len, d.Size-e.Off), seg: id, frame: e.Frame, frameOff: e.FrameOff}
-				if e.Zero {
-					r.seg = segZero
-				}
-				fresh[d] = append(fresh[d], r)
-			}
-		}
-		for d, run := range fresh {
-			runs[d] = append(runs[d], normalise(run))
+		if err := v.addElement(ctx, c.seg, parts[ci], builders); err != nil {
+			return mapError(c.seg.Name().Key(), err)
 		}
 	}
-	for d, rs := range runs {
-		d.run = overlayAll(rs)
+	for i, d := range v.disks {
+		if d.over, err = builders[i].Build(ctx); err != nil {
+			return mapError("", err)
+		}
 	}
-	return v.checkTiles(ctx)
+	return v.checkObjects(ctx)
 }
 
+// addElement lays one element over all older ones: first its tile images, which
+// replace what was there, then of a cut its ranges and those of its parts, of a
+// run or checkpoint its map.
+func (v *View) addElement(ctx context.Context, seg *cut.Segment, parts []int32, builders []*extmap.Builder) error {
+	clears := map[uint16][]extmap.Range{}
+	for _, t := range seg.Commit().Tiles {
+		if d, err := v.diskByIndex(t.Disk); err == nil { // else a disk that the point no longer has
+			name := cut.TileName(v.machine, t)
+			d.tiles[t.Tile] = v.add(&object{name: name, key: name.Key(), size: t.Size, hash: t.BLAKE3})
+			clears[t.Disk] = append(clears[t.Disk], extmap.Range{Off: int64(t.Tile) * cut.TileSize, Len: cut.TileSize})
+		}
+	}
+	if seg.Header().Kind == cut.KindCut {
+		own := v.add(&object{name: seg.Name(), key: seg.Name().Key(), size: seg.Size(), seg: seg})
+		for _, id := range append([]int32{own}, parts...) {
+			err := v.addLayer(ctx, clears, builders, func(yield func(placed, error) bool) {
+				for _, e := range v.objects[id].seg.Extents() {
+					x := placed{e.Disk, extmap.Extent{Off: e.Off, Len: e.Len, Seg: id, Frame: e.Frame, FrameOff: e.FrameOff}}
+					if e.Zero {
+						x.Extent = extmap.Extent{Off: e.Off, Len: e.Len, Seg: extmap.SegZero}
+					}
+					if !yield(x, nil) {
+						return
+					}
+				}
+			})
+			if err != nil {
+				return err
+			}
+			clears = nil
+		}
+		return nil
+	}
+	ids := make([]int32, 0, len(seg.Commit().Segments))
+	for _, ref := range seg.Commit().Segments {
+		name := cut.SegmentName(v.machine, ref)
+		o := &object{name: name, key: name.Key(), size: ref.Size, hash: ref.Hash}
+		if ref.Class == cut.ClassCut {
+			o.hash, o.chain = cut.Hash{}, ref.Hash
+		}
+		ids = append(ids, v.add(o))
+	}
+	return v.addLayer(ctx, clears, builders, func(yield func(placed, error) bool) {
+		for e, err := range seg.Map(ctx) {
+			x := placed{e.Disk, extmap.Extent{Off: e.Off, Len: e.Len, Seg: extmap.SegZero}}
+			if err == nil && !e.Zero {
+				x.Seg, x.Frame, x.FrameOff = ids[e.Segment], e.Frame, e.FrameOff
+			}
+			if !yield(x, err) {
+				return
+			}
+		}
+	})
+}
+
+// placed is an extent of a disk.
+type placed struct {
+	disk uint16
+	extmap.Extent
+}
+
+// addLayer lays extents, which come in order of disk and offset, and the clearing
+// of tiles over the maps of all disks.
+func (v *View) addLayer(ctx context.Context, clears map[uint16][]extmap.Range, builders []*extmap.Builder, all iter.Seq2[placed, error]) error {
+	next, stop := iter.Pull2(all)
+	defer stop()
+	x, err, more := next()
+	for i, d := range v.byNumber() {
+		err := builders[i].AddLayer(ctx, clears[d.Index], func(yield func(extmap.Extent, error) bool) {
+			for more && (err != nil || x.disk <= d.Index) {
+				e := x.Extent
+				skip := err == nil && (x.disk < d.Index || e.Off >= d.Size)
+				e.Len = min(e.Len, d.Size-e.Off)
+				if !skip && !yield(e, err) || err != nil {
+					return
+				}
+				x, err, more = next()
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// byNumber yields the disks in order of their index, with their place in disks.
+func (v *View) byNumber() iter.Seq2[int, *viewDisk] {
+	order := make([]int, len(v.disks))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return int(v.disks[a].Index) - int(v.disks[b].Index) })
+	return func(yield func(int, *viewDisk) bool) {
+		for _, i := range order {
+			if !yield(i, v.disks[i]) {
+				return
+			}
+		}
+	}
+}
+
+// mapError maps the failures of an extent map: a full or bad temporary
+// directory, or extents that no writer makes.
+func mapError(key string, err error) error {
+	var known *dr.Error
+	switch {
+	case err == nil, errors.As(err, &known), isContextError(err):
+		return err
+	case errors.Is(err, extmap.ErrInvalid) && key != "":
+		return dr.New(dr.KindCorrupt, dr.CodeObjectCorrupt, "store.OpenPoint", "object %s: %w", key, err)
+	}
+	return dr.New(dr.KindExhausted, dr.CodeNoSpace, "store.OpenPoint", "keep the map of a recovery point in a temporary file: %w", err)
+}
+
+// add makes an object known; one that is known already keeps its number.
 func (v *View) add(o *object) int32 {
+	if id, ok := v.byKey[o.key]; ok {
+		return id
+	}
+	v.byKey[o.key] = int32(len(v.objects))
 	o.last.Store(-2)
 	v.objects = append(v.objects, o)
 	return int32(len(v.objects) - 1)
@@ -152,7 +324,7 @@ func (v *View) openParts(ctx context.Context, cuts []*cutSegment) ([][]int32, er
 	eg, ectx := errgroup.WithContext(ctx)
 	eg.SetLimit(v.store.cfg.Parallel)
 	for ci, c := range cuts {
-		for _, p := range c.info.Commit.Parts {
+		for _, p := range c.seg.Commit().Parts {
 			name := cut.PartName(v.machine, c.info.Gen, c.info.N, p)
 			o := &object{name: name, key: name.Key(), size: p.Size, hash: p.BLAKE3}
 			ids[ci] = append(ids[ci], v.add(o))
@@ -165,14 +337,15 @@ func (v *View) openParts(ctx context.Context, cuts []*cutSegment) ([][]int32, er
 	return ids, eg.Wait()
 }
 
-// checkTiles lists the tile images of the generations in use and compares.
-func (v *View) checkTiles(ctx context.Context) error {
+// checkObjects lists the folders of the objects that are opened only when they are
+// read, and compares.
+func (v *View) checkObjects(ctx context.Context) error {
 	want := map[string]int64{}
 	prefixes := map[string]bool{}
 	for _, o := range v.objects {
-		if o.name.Class == cut.ClassTile {
+		if o.seg == nil {
 			want[o.key] = o.size
-			prefixes[cut.TilePrefix(v.machine, o.name.Gen)] = true
+			prefixes[o.key[:strings.LastIndexByte(o.key, '/')+1]] = true
 		}
 	}
 	for prefix := range prefixes {
@@ -206,8 +379,19 @@ func (o *object) open(ctx context.Context, v *View) (*cut.Segment, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := o.expect(seg); err != nil {
+		return nil, err
+	}
 	o.seg = seg
 	return seg, nil
+}
+
+// expect checks what the referrer knows of a cut.
+func (o *object) expect(seg *cut.Segment) error {
+	if !o.chain.IsZero() && seg.ChainHash() != o.chain {
+		return dr.New(dr.KindCorrupt, dr.CodeObjectCorrupt, "store.View", "object %s is not the one that was there: chain hash %s, want %s", o.key, seg.ChainHash(), o.chain)
+	}
+	return nil
 }
 
 // runs returns a tile's records, sorted.
@@ -219,15 +403,10 @@ func (o *object) runs(ctx context.Context, v *View, id int32) ([]record, error) 
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.tile == nil {
-		run := make([]record, 0, len(seg.Extents()))
+		o.tile = make([]record, 0, len(seg.Extents()))
 		for _, e := range seg.Extents() {
-			r := record{off: e.Off, len: e.Len, seg: id, frame: e.Frame, frameOff: e.FrameOff}
-			if e.Zero {
-				r.seg = segZero
-			}
-			run = append(run, r)
+			o.tile = append(o.tile, record{off: e.Off, len: e.Len, seg: id, frame: e.Frame, frameOff: e.FrameOff})
 		}
-		o.tile = normalise(run)
 	}
 	return o.tile, nil
 }
@@ -243,11 +422,17 @@ func (s *countedSource) ReadRange(ctx context.Context, off, length int64) ([]byt
 	return s.source.ReadRange(ctx, off, length)
 }
 
-// Close stops prefetching. Idempotent.
+// Close stops prefetching and gives back the maps. Idempotent.
 func (v *View) Close() error {
 	v.stop()
 	v.prefetch.Wait()
-	return nil
+	var err error
+	for _, d := range v.disks {
+		if d.over != nil {
+			err = errors.Join(err, d.over.Close())
+		}
+	}
+	return err
 }
 
 // Info is the point's cut.
@@ -339,27 +524,12 @@ func (v *View) Extents(ctx context.Context, diskID string, off, length int64, fn
 
 // walk calls fn for consecutive runs that cover the range exactly.
 func (v *View) walk(ctx context.Context, d *viewDisk, off, length int64, fn func(record) error) error {
-	end := off + length
-	for i := find(d.run, off); off < end; {
-		gapEnd := end
-		if i < len(d.run) {
-			r := d.run[i]
-			if r.off <= off {
-				if err := fn(r.from(off).until(min(r.end(), end))); err != nil {
-					return err
-				}
-				off = min(r.end(), end)
-				i++
-				continue
-			}
-			gapEnd = min(end, r.off)
+	return mapError("", d.over.Walk(off, length, func(e extmap.Extent) error {
+		if e.Seg == extmap.SegGap {
+			return v.walkTiles(ctx, d, e.Off, e.End(), fn)
 		}
-		if err := v.walkTiles(ctx, d, off, gapEnd, fn); err != nil {
-			return err
-		}
-		off = gapEnd
-	}
-	return nil
+		return fn(recordOf(e))
+	}))
 }
 
 // walkTiles covers [off, end) from tile images; where there is none, or a tile
