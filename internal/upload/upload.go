@@ -7,8 +7,10 @@
 //     bytes: it said that it created it, or it was asked and answered with the same size and SHA-256.
 //   - Nothing is ever overwritten, and nothing but the store's own answer counts as absent.
 //   - URLs are bearer secrets: they are neither kept nor logged, nor do they appear in errors.
-//   - All machines of an agent share one bandwidth limit and one bound on
-//     parallel transfers, and initial replications can't take all of it.
+//   - All machines of an agent share one bound on parallel transfers, and
+//     initial replications can't take all of it.
+//   - A body that a limit holds back is neither taken for one that has stalled,
+//     nor does it outlive its URL.
 package upload
 
 import (
@@ -21,13 +23,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"holdfast/internal/agentapi"
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
 	"holdfast/internal/objstore"
 	"holdfast/internal/objstore/httpstore"
+	"holdfast/internal/pace"
 )
 
 // Vault is what an Uploader needs of the vault. Both calls are idempotent and
@@ -38,19 +39,24 @@ type Vault interface {
 }
 
 // Transfer makes one attempt to PUT to a signed URL; *httpstore.Uploader is one.
+// It reads body once, in order, and takes a short read without an error for
+// what it is: there is more, but not yet. It has to hand on what it has got.
 type Transfer interface {
 	Put(ctx context.Context, signedURL string, headers map[string]string, body io.ReaderAt, size int64) (httpstore.Outcome, error)
 }
 
-// MinBandwidth is the lowest limit, bytes/s: below it an upload could not be
-// told from one that has stalled.
+// MinBandwidth is the lowest Config.Bandwidth, bytes/s: less than this is taken
+// for a mistake in the unit.
 const MinBandwidth = 64 << 10
 
 // Config of an Uploader.
 type Config struct {
 	Vault    Vault
 	Transfer Transfer
-	// Bandwidth bounds all uploads together, bytes/s; 0 = unlimited, otherwise at least MinBandwidth.
+	// Limit bounds the uploads of all sinks that have none of their own; nil = unlimited.
+	Limit Limit
+	// Bandwidth is a Limit that never changes, bytes/s: 0 = none, otherwise at
+	// least MinBandwidth, and Limit must be nil.
 	Bandwidth int64
 	// Parallel bounds concurrent transfers (default 8). Tile images get at most
 	// half of them, so that deltas go on beside initial replications.
@@ -70,6 +76,8 @@ func (c Config) Validate() error {
 		return dr.Errorf(dr.KindInvalid, op, "vault and transfer must be set")
 	case c.Bandwidth != 0 && c.Bandwidth < MinBandwidth:
 		return dr.Errorf(dr.KindInvalid, op, "a bandwidth limit of %d bytes/s is below %d", c.Bandwidth, MinBandwidth)
+	case c.Bandwidth != 0 && c.Limit != nil:
+		return dr.Errorf(dr.KindInvalid, op, "both a limit and a bandwidth are set")
 	case c.Parallel < 0 || c.Attempts < 0 || c.BaseDelay < 0 || c.MaxDelay < 0:
 		return dr.Errorf(dr.KindInvalid, op, "a limit is negative")
 	}
@@ -79,7 +87,6 @@ func (c Config) Validate() error {
 // Uploader is shared by all replications of an agent. It is safe for concurrent use.
 type Uploader struct {
 	cfg     Config
-	limit   *rate.Limiter // nil = unlimited
 	slots   chan struct{}
 	tiles   chan struct{}
 	batches batcher
@@ -107,10 +114,10 @@ func New(cfg Config) (*Uploader, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	u := &Uploader{cfg: cfg, slots: make(chan struct{}, cfg.Parallel), tiles: make(chan struct{}, max(1, cfg.Parallel/2))}
 	if cfg.Bandwidth > 0 {
-		u.limit = rate.NewLimiter(rate.Limit(cfg.Bandwidth), limitStep)
+		cfg.Limit = pace.NewLimiter(pace.Constant(cfg.Bandwidth), nil)
 	}
+	u := &Uploader{cfg: cfg, slots: make(chan struct{}, cfg.Parallel), tiles: make(chan struct{}, max(1, cfg.Parallel/2))}
 	u.batches.ask = cfg.Vault.Uploads
 	u.batches.ctx, u.batches.stop = context.WithCancel(context.Background())
 	return u, nil
@@ -141,6 +148,8 @@ type Sink struct {
 	u       *Uploader
 	machine dr.MachineID
 	gen     atomic.Uint32
+	limit   atomic.Pointer[Limit]
+	speed   speed
 }
 
 // Sink returns the sink of a machine whose current generation is gen.
@@ -153,6 +162,24 @@ func (u *Uploader) Sink(machine dr.MachineID, gen dr.Generation) *Sink {
 // SetGeneration says under which generation objects are sent whose names have
 // none (sealed keys). The others go under the generation in their names.
 func (s *Sink) SetGeneration(gen dr.Generation) { s.gen.Store(uint32(gen)) }
+
+// SetLimit bounds this machine's uploads instead of Config.Limit (a limiter of
+// an item holds those of its policy and the agent, too); nil: Config.Limit
+// again. It counts for attempts that begin after it.
+func (s *Sink) SetLimit(l Limit) {
+	if l == nil {
+		s.limit.Store(nil)
+		return
+	}
+	s.limit.Store(&l)
+}
+
+func (s *Sink) currentLimit() Limit {
+	if l := s.limit.Load(); l != nil {
+		return *l
+	}
+	return s.u.cfg.Limit
+}
 
 // Put stores an object, create-only. It returns nil when the object is in the
 // store with exactly these bytes, whoever put it there; dr.CodeObjectConflict
@@ -176,7 +203,7 @@ func (s *Sink) Put(ctx context.Context, name string, body io.ReaderAt, size int6
 		return err
 	}
 	defer release()
-	p := put{u: s.u, machine: string(s.machine), gen: gen, name: name, body: body, size: size, sum: sha256}
+	p := put{u: s.u, limit: s.currentLimit, speed: &s.speed, machine: string(s.machine), gen: gen, name: name, body: body, size: size, sum: sha256}
 	if err := p.run(ctx); err != nil {
 		return err
 	}
@@ -216,6 +243,8 @@ func (u *Uploader) slot(ctx context.Context, tile bool) (release func(), err err
 // put is one object on its way.
 type put struct {
 	u       *Uploader
+	limit   func() Limit
+	speed   *speed // of the sink
 	machine string
 	gen     uint32
 	name    string
@@ -273,7 +302,11 @@ func (u *Uploader) wait(ctx context.Context, n int, after time.Duration) error {
 
 // attempt asks for a URL, PUTs, and looks where the outcome is not known.
 func (p *put) attempt(ctx context.Context) error {
-	url, err := p.u.batches.url(ctx, p.machine, p.gen, agentapi.UploadObject{Name: p.name, Size: p.size, SHA256: cut.Hash(p.sum).String()})
+	body := &pacedBody{p: p, ctx: ctx, limit: p.limit(), piece: firstPiece}
+	if err := body.begin(); err != nil {
+		return dr.New(dr.KindUnavailable, "", "upload.Put", "wait for bandwidth for object %s: %w", p.name, err)
+	}
+	url, err := p.url(ctx, body)
 	switch {
 	case dr.CodeOf(err) == dr.CodeGenerationFenced:
 		// An earlier PUT, whose answer was lost, may have come before the takeover.
@@ -284,7 +317,7 @@ func (p *put) attempt(ctx context.Context) error {
 	case err != nil:
 		return repeatable(err)
 	}
-	outcome, err := p.u.cfg.Transfer.Put(ctx, url.URL, url.Headers, p.u.limited(ctx, p.body), p.size)
+	outcome, err := p.u.cfg.Transfer.Put(ctx, url.URL, url.Headers, body, p.size)
 	switch {
 	case err == nil && outcome == httpstore.Created:
 		return nil
@@ -311,6 +344,23 @@ func (p *put) attempt(ctx context.Context) error {
 	return &again{err: dr.New(dr.KindUnavailable, dr.CodeStoreUnreachable, "upload.Put",
 		"object %s: the store refused the signed upload and does not have the object", p.name).
 		WithHint("Compare the clocks of the store, the vault and this host if it happens again and again.")}
+}
+
+// url returns a URL that lives long enough for the body.
+func (p *put) url(ctx context.Context, body *pacedBody) (agentapi.SignedURL, error) {
+	for {
+		url, err := p.u.batches.url(ctx, p.machine, p.gen, agentapi.UploadObject{Name: p.name, Size: p.size, SHA256: cut.Hash(p.sum).String()})
+		if err != nil || url.Expires.IsZero() {
+			return url, err
+		}
+		ok, err := body.fits(time.Until(url.Expires))
+		if ok {
+			return url, nil
+		}
+		if err != nil {
+			return url, dr.New(dr.KindUnavailable, "", "upload.Put", "wait for bandwidth for object %s: %w", p.name, err)
+		}
+	}
 }
 
 // lost reports whether the object may be there in spite of the error: no
@@ -375,35 +425,6 @@ func (p *put) failed(err error) error {
 		return store(dr.KindInternal, dr.CodeStoreUnreachable)
 	}
 	return store(dr.KindUnavailable, "") // the body could not be read here
-}
-
-// limitStep is how much is sent at once under a limit, bytes.
-const limitStep = 32 << 10
-
-// limited counts and paces what is read of a body.
-func (u *Uploader) limited(ctx context.Context, body io.ReaderAt) io.ReaderAt {
-	return &pacedBody{u: u, ctx: ctx, body: body}
-}
-
-type pacedBody struct {
-	u    *Uploader
-	ctx  context.Context // of the Put: ends a wait for bandwidth
-	body io.ReaderAt
-}
-
-// ReadAt reads like the body, at the speed of the limit.
-func (b *pacedBody) ReadAt(p []byte, off int64) (int, error) {
-	n, err := b.body.ReadAt(p, off)
-	b.u.bytes.Add(int64(n))
-	if b.u.limit == nil {
-		return n, err
-	}
-	for left := n; left > 0; left -= limitStep {
-		if werr := b.u.limit.WaitN(b.ctx, min(left, limitStep)); werr != nil {
-			return 0, werr
-		}
-	}
-	return n, err
 }
 
 // batcher asks for the URLs of objects that are wanted at the same time in one

@@ -27,6 +27,7 @@ import (
 	"holdfast/internal/objstore/fault"
 	"holdfast/internal/objstore/httpstore"
 	"holdfast/internal/objstore/mem"
+	"holdfast/internal/pace"
 	"holdfast/internal/upload"
 )
 
@@ -44,6 +45,7 @@ type vault struct {
 	mu      sync.Mutex
 	fenced  bool
 	late    time.Duration // how old URLs are
+	life    time.Duration // how long URLs live, if it is told
 	fail    []error       // of the next Uploads
 	batches []int         // sizes of the requests
 	gens    []uint32
@@ -89,7 +91,11 @@ func (v *vault) Uploads(ctx context.Context, r agentapi.UploadRequest) (agentapi
 		if err != nil {
 			return res, err
 		}
-		res.URLs = append(res.URLs, agentapi.SignedURL{URL: u.URL, Headers: u.Headers})
+		signed := agentapi.SignedURL{URL: u.URL, Headers: u.Headers}
+		if v.life > 0 {
+			signed.Expires = time.Now().Add(v.life)
+		}
+		res.URLs = append(res.URLs, signed)
 	}
 	return res, nil
 }
@@ -531,6 +537,7 @@ func TestConfig(t *testing.T) {
 	for name, c := range map[string]upload.Config{
 		"Empty":        {},
 		"LowBandwidth": {Vault: &vault{}, Transfer: &gate{}, Bandwidth: 1000},
+		"Two":          {Vault: &vault{}, Transfer: &gate{}, Bandwidth: 1 << 20, Limit: pace.NewLimiter(nil, nil)},
 		"Negative":     {Vault: &vault{}, Transfer: &gate{}, Parallel: -1},
 	} {
 		if _, err := upload.New(c); dr.KindOf(err) != dr.KindInvalid {
