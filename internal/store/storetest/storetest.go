@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"testing"
@@ -37,12 +38,14 @@ type Replica struct {
 	next    uint64
 	last    cut.Ref
 	written []map[int64]int64 // disk → off → len changed since the last cut
+	indexes uint16            // given out; an index is never used again
 }
 
 // Point is the oracle of one recovery point.
 type Point struct {
-	Ref  cut.Ref
-	Flat [][]byte
+	Ref   cut.Ref
+	Flat  [][]byte
+	Disks []cut.Disk
 }
 
 // New opens generation 1 of a new machine with zero-filled disks of the given sizes.
@@ -58,6 +61,7 @@ func New(t testing.TB, b objstore.Bucket, sizes ...int64) *Replica {
 		r.Disks = append(r.Disks, cut.Disk{Index: uint16(i), ID: "vd" + string(rune('a'+i)), Size: size})
 		r.Flat = append(r.Flat, make([]byte, size))
 		r.written = append(r.written, map[int64]int64{})
+		r.indexes++
 	}
 	wrap, err := cut.SealEpochKey(priv.Public(), r.Machine, 1, r.Key)
 	if err != nil {
@@ -81,6 +85,31 @@ func (r *Replica) Write(disk int, off int64, p []byte) {
 	}
 }
 
+// AddDisk gives the VM another disk of zeroes.
+func (r *Replica) AddDisk(size int64) {
+	r.Disks = append(slices.Clone(r.Disks), cut.Disk{Index: r.indexes, ID: fmt.Sprintf("vd%d", r.indexes), Size: size})
+	r.indexes++
+	r.Flat = append(r.Flat, make([]byte, size))
+	r.written = append(r.written, map[int64]int64{})
+}
+
+// RemoveDisk takes a disk away.
+func (r *Replica) RemoveDisk(i int) {
+	r.Disks = slices.Delete(slices.Clone(r.Disks), i, i+1)
+	r.Flat = slices.Delete(slices.Clone(r.Flat), i, i+1)
+	r.written = slices.Delete(slices.Clone(r.written), i, i+1)
+}
+
+// GrowDisk makes a disk longer; the new space is zero.
+func (r *Replica) GrowDisk(i int, size int64) {
+	if last := r.Disks[i].Size / cut.Unit * cut.Unit; last != r.Disks[i].Size {
+		r.written[i][last] = min(cut.Unit, size-last) // the unit at the old end has become longer
+	}
+	r.Disks = slices.Clone(r.Disks)
+	r.Disks[i].Size = size
+	r.Flat[i] = append(r.Flat[i], make([]byte, size-int64(len(r.Flat[i])))...)
+}
+
 // Takeover opens the next generation on top of point at (index into Points; -1 = the last).
 func (r *Replica) Takeover(at int) {
 	if at < 0 {
@@ -90,9 +119,10 @@ func (r *Replica) Takeover(at int) {
 	r.Gen++
 	r.last, r.next = p.Ref, p.Ref.N+1
 	r.generation(r.Gen, p.Ref)
-	for i := range r.Flat {
-		r.Flat[i] = bytes.Clone(p.Flat[i])
-		clear(r.written[i])
+	r.Disks, r.Flat, r.written = p.Disks, nil, nil
+	for i := range p.Flat {
+		r.Flat = append(r.Flat, bytes.Clone(p.Flat[i]))
+		r.written = append(r.written, map[int64]int64{})
 	}
 }
 
@@ -156,7 +186,7 @@ func (r *Replica) commit(base bool) Point {
 	}
 	sealed, raw := r.close(w, c)
 	r.put(sealed.Name.Key(), raw)
-	p := Point{Ref: c.Ref(sealed.ChainHash)}
+	p := Point{Ref: c.Ref(sealed.ChainHash), Disks: r.Disks}
 	for _, f := range r.Flat {
 		p.Flat = append(p.Flat, bytes.Clone(f))
 	}
