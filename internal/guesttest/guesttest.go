@@ -35,10 +35,15 @@ import (
 // Main runs the tests, as user nobody if root started them, and exits.
 func Main(m *testing.M) {
 	args, restore, err := portableArgs(os.Args[1:])
+	remove := func() error { return nil }
+	if err == nil {
+		remove, err = mountSmall()
+	}
 	if err == nil {
 		var code int
 		var ran bool
 		code, ran, err = sessionvirt.DropRoot(context.Background(), args)
+		err = errors.Join(err, remove())
 		if ran && err == nil {
 			if err = restore(); err == nil {
 				os.Exit(code)

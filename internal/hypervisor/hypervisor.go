@@ -74,8 +74,8 @@ type CutRequest struct {
 // Cut is a frozen instant of all disks of a VM. It holds platform resources
 // (on KVM an open backup job) until End or Abort: keep it short.
 //
-// BeginCut's typed refusals: dr.CodeTrackingLost (the base token is missing or
-// broken: resynchronize with Base ""), dr.CodeVMNotRunning, dr.CodeVMNotFound,
+// BeginCut's typed refusals: dr.CodeTrackingLost (the base token is missing, or
+// of use for none of the disks: resynchronize with Base ""), dr.CodeVMNotRunning, dr.CodeVMNotFound,
 // dr.CodeBackupJobBusy (another product's job, or a cut of the VM is open in
 // this process), dr.CodeDiskNotTrackable, dr.CodeDiskShared,
 // dr.CodeDiskPassThrough, dr.CodeScratchFull; dr.CodeAlreadyExists for a tag in
@@ -84,10 +84,13 @@ type CutRequest struct {
 //
 // A refused or failed BeginCut costs nothing: the base token stays good. After
 // one whose outcome is unknown (deadline) the VM may be busy for a while.
-// A disk that the base does not cover is Changed as a whole, also in an
-// incremental cut. If the VM stops, or the adapter ends the cut to protect it
-// (scratch space, age), ReadAt and Extents fail and Abort is due; a later cut
-// since the same base is right.
+// A disk whose history since the base is not known (added, replaced, reverted
+// to a snapshot, shrunk, its tracking broken) is Changed as a whole, and says so
+// (CutDisk.Whole), while the other disks of the cut stay incremental. A disk that
+// has grown keeps its history; the new range is Changed. If the VM stops, or the
+// adapter ends the cut to protect it (scratch space, age), ReadAt and Extents fail
+// and Abort is due; a later cut since the same base is right. A VM that ran out of
+// scratch space is running when the adapter has ended the cut.
 type Cut interface {
 	// Info does not change during the cut's life.
 	Info() CutInfo
@@ -106,12 +109,16 @@ type Cut interface {
 
 // CutInfo describes a cut.
 type CutInfo struct {
-	Token       string    // pass as Base of the next request
-	Time        time.Time // not after the instant of the cut
-	Disks       []CutDisk
+	Token string    // pass as Base of the next request
+	Time  time.Time // not after the instant of the cut
+	Disks []CutDisk
+	// Consistency is what was achieved for certain: above dr.CrashConsistent only
+	// if the guest confirmed that it froze file systems, the instant of the cut
+	// came within the freeze, and the guest confirmed the thaw in time.
 	Consistency dr.Consistency
-	Note        string // why the consistency is lower than asked for, if it is
-	Incremental bool   // Base was honoured
+	Note        string        // why the consistency is lower than asked for, if it is
+	Incremental bool          // Base was honoured for at least one disk
+	Held        time.Duration // how long the guest was paused or its file systems frozen; 0 = not at all
 }
 
 // CutDisk is one disk of a cut.
@@ -119,6 +126,11 @@ type CutDisk struct {
 	ID          string
 	Size        int64 // bytes
 	Granularity int64 // of change tracking, bytes
+	// Whole: all of the disk is reported as Changed, because its history since the
+	// base is not known. Always so in a cut without base. In an incremental one
+	// the receiver compares the disk with what it has, as after a lost token.
+	Whole bool
+	Why   string // why an incremental cut has the disk as a whole; "" otherwise
 }
 
 // Range is a run of a disk with the same properties.

@@ -86,3 +86,15 @@ func TestBootSpecValidate(t *testing.T) {
 		}
 	}
 }
+
+func TestValidateGroup(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		reqs []CutRequest
+		ok   bool
+	}{"none": {nil, false}, "one": {[]CutRequest{{VM: "a"}}, true}, "two": {[]CutRequest{{VM: "a"}, {VM: "b"}}, true}, "twice": {[]CutRequest{{VM: "a"}, {VM: "a"}}, false}} {
+		if err := ValidateGroup(c.reqs); (err == nil) != c.ok || (!c.ok && dr.KindOf(err) != dr.KindInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -119,6 +119,12 @@ func (r replica) apply(t testing.TB, ctx context.Context, c hypervisor.Cut) (cha
 		if grow := d.Size - int64(len(r[d.ID])); grow > 0 {
 			r[d.ID] = append(r[d.ID], make([]byte, grow)...)
 		}
+		r[d.ID] = r[d.ID][:d.Size]
+		if d.Whole { // as far as the receiver is concerned, what it has is wrong
+			for i := range r[d.ID] {
+				r[d.ID][i] = 0xee
+			}
+		}
 		for _, x := range ranges(t, ctx, c, d.ID) {
 			if !x.Changed {
 				continue
@@ -209,6 +215,7 @@ func testIncremental(t *testing.T, f *Fixture) {
 		if !c.Info().Incremental {
 			t.Error("the cut is not incremental")
 		}
+		whole(t, c)
 		m.scribble(t, 2) // belongs to the next cut
 		changed := r.apply(t, ctx, c)
 		if n == 1 && changed != 0 {
@@ -493,7 +500,8 @@ func testPowerAndTokens(t *testing.T, f *Fixture) {
 	r.apply(t, ctx, c)
 	ok(t, c.End(ctx))
 	ok(t, f.Host.Forget(ctx, f.VM, []string{base})) // broken tokens go too
-	m = &model{f: f, rng: m.rng, now: r}            // what the crash left is the truth now
+	f.onlyTracks(t, base)
+	m = &model{f: f, rng: m.rng, now: r} // what the crash left is the truth now
 	m.scribble(t, 2)
 	want := m.frozen()
 	c = f.begin(t, base, "p7")

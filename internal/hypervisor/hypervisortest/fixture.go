@@ -54,6 +54,21 @@ type Fixture struct {
 	Content func(t testing.TB, vm dr.VMID, disk, path string) []byte
 	// Unreplicatable names a disk of VM that can't be tracked; "" if there is none.
 	Unreplicatable string
+
+	// WriteOther is Write for the first disk of Other.
+	WriteOther func(t testing.TB, off int64, p []byte)
+	// Held: Write and WriteOther are a guest's own writes, which wait while it is held for a group cut.
+	Held bool
+	// AddDisk attaches an empty disk to the running VM.
+	AddDisk func(t testing.TB, disk string, size int64)
+	// RemoveDisk detaches a disk. Like Replace it may stop the VM in an orderly way and start it again.
+	RemoveDisk func(t testing.TB, disk string)
+	// Replace puts another, empty image under a disk's name.
+	Replace func(t testing.TB, disk string, size int64)
+	// Shrink makes a disk smaller.
+	Shrink func(t testing.TB, disk string, size int64)
+	// Tracking lists Holdfast's tracking tokens that the running VM still has in whatever form, also broken ones.
+	Tracking func(t testing.TB) []string
 }
 
 // limit bounds a call by what a healthy platform needs.

@@ -39,12 +39,18 @@ type Config struct {
 	CallTimeout time.Duration
 	// AgentTimeout bounds a guest agent's answer; default 5 s.
 	AgentTimeout time.Duration
-	// FreezeLimit bounds how long a guest's file systems stay frozen; default 10 s.
+	// FreezeLimit bounds how long a guest's file systems stay frozen; past it the
+	// guest is thawed and the cut only crash-consistent; default 10 s.
 	FreezeLimit time.Duration
+	// GroupHold bounds how long the guests of a group cut stand still together;
+	// past it they are released and the cut fails; default 5 s.
+	GroupHold time.Duration
 	// Accel is how recovery VMs run: "kvm", "tcg", or "" for KVM if the host
 	// says it has it.
 	Accel string
 	Log   *slog.Logger // default: discard
+
+	stage func(string) // cutting.Config.Stage
 }
 
 // maxSocketPath is the length limit of a unix socket address on Linux, without the final zero.
@@ -61,7 +67,7 @@ func (c Config) Validate() error {
 		return fmt.Errorf("libvirt: product directory %q is too long for the paths of unix sockets (%d bytes at most)", c.Dir, maxSocketPath)
 	case strings.ContainsAny(c.Dir, "\n\r\t,"):
 		return fmt.Errorf("libvirt: product directory %q contains a character that QEMU does not take", c.Dir)
-	case c.ScratchReserve < 0 || c.MaxCutAge < 0 || c.CallTimeout < 0 || c.AgentTimeout < 0 || c.FreezeLimit < 0:
+	case c.ScratchReserve < 0 || c.MaxCutAge < 0 || c.CallTimeout < 0 || c.AgentTimeout < 0 || c.FreezeLimit < 0 || c.GroupHold < 0:
 		return errors.New("libvirt: negative limit")
 	case c.Accel != "" && c.Accel != "kvm" && c.Accel != "tcg":
 		return fmt.Errorf("libvirt: accelerator %q is neither kvm nor tcg", c.Accel)
@@ -90,6 +96,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.FreezeLimit == 0 {
 		c.FreezeLimit = 10 * time.Second
+	}
+	if c.GroupHold == 0 {
+		c.GroupHold = 5 * time.Second
+	}
+	if c.stage == nil {
+		c.stage = func(string) {}
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

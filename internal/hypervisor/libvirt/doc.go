@@ -23,8 +23,19 @@
 // the call is left to the daemon. A backup job that such a call may still
 // begin is watched for and ended.
 //
-// Crash behaviour: a cut that a dead agent left open is ended by the next
-// BeginCut or Forget of that VM; recovery VMs are recorded before anything of
-// them is created, so Boot and Remove find leftovers of a crash; a file-system
-// freeze is recorded before it is asked for and thawed by Open.
+// The guests of a group cut are suspended together, for Config.GroupHold at most.
+//
+// Crash behaviour: Open resumes the guests that a dead process held for a group,
+// thaws those that it had asked to freeze, ends the cuts that it left open, and destroys VMs that
+// it had started, paused, for their last cut; all of that is written down before
+// it is done. Recovery VMs are recorded before anything of them is created, so
+// Boot and Remove find leftovers of a crash.
+//
+// What happens to tracking (QEMU 7.2, libvirt 9.0): it survives growth, hot-plug
+// of other disks, external snapshots, stop and start. A replaced or shrunk disk,
+// or one whose bitmap is broken, is Whole in the next cut. An image that carries
+// bitmaps can't be taken back to an internal snapshot ("Device has active dirty
+// bitmaps"), and libvirt ends a running VM before it finds that out: Forget all
+// tokens first. A disk that is shrunk and grown again between two
+// cuts shows nothing of it, and what it lost is not noticed.
 package libvirt

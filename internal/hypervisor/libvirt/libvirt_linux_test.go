@@ -2,12 +2,14 @@ package libvirt_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -172,16 +174,21 @@ func (d *domain) write(t testing.TB, dev string, off int64, p []byte) {
 	d.b.must(t, os.Remove(file))
 }
 
-// kill ends the domain's QEMU as a power cut would, found by the pid file of this session.
+// kill ends the domain's QEMU as a power cut would.
 func (d *domain) kill(t testing.TB) {
+	t.Helper()
+	d.b.must(t, syscall.Kill(d.pid(t), syscall.SIGKILL))
+	d.waitState(t, "shut off")
+}
+
+// pid of the domain's QEMU, from the pid file of this session.
+func (d *domain) pid(t testing.TB) (pid int) {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(d.b.inst.Dir, "r/libvirt/qemu/run", d.name+".pid"))
 	d.b.must(t, err)
-	var pid int
 	_, err = fmt.Sscan(string(b), &pid)
 	d.b.must(t, err)
-	d.b.must(t, syscall.Kill(pid, syscall.SIGKILL))
-	d.waitState(t, "shut off")
+	return pid
 }
 
 func (d *domain) waitState(t testing.TB, want string) {
@@ -193,6 +200,27 @@ func (d *domain) waitState(t testing.TB, want string) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	t.Fatalf("%s does not become %s", d.name, want)
+}
+
+// tracking lists our checkpoints and bitmaps, also those that only QEMU knows of.
+func (d *domain) tracking(t testing.TB) []string {
+	t.Helper()
+	var nodes struct {
+		Return []struct {
+			Bitmaps []struct{ Name string } `json:"dirty-bitmaps"`
+		}
+	}
+	b := d.b.virsh(t, "qemu-monitor-command", d.name, `{"execute":"query-named-block-nodes","arguments":{"flat":true}}`)
+	d.b.must(t, json.Unmarshal([]byte(b), &nodes))
+	names := strings.Fields(d.b.virsh(t, "checkpoint-list", d.name, "--name"))
+	for _, n := range nodes.Return {
+		for _, m := range n.Bitmaps {
+			names = append(names, m.Name)
+		}
+	}
+	names = slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, "hf-") })
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // slow leaves a test of more than five seconds out of short runs.
@@ -243,10 +271,30 @@ func (b *bench) fixture(t *testing.T) *hypervisortest.Fixture {
 		Grow: func(t testing.TB, disk string, size int64) {
 			b.virsh(t, "blockresize", d.name, disk, fmt.Sprintf("%dB", size))
 		},
-		Pause:     func(t testing.TB) { b.virsh(t, "suspend", d.name) },
-		Crash:     d.kill,
-		PowerOff:  func(t testing.TB) { b.virsh(t, "destroy", d.name, "--graceful") },
-		Successor: func(t testing.TB) hypervisor.Host { return b.open(t, dir, nil) },
+		Shrink: func(t testing.TB, disk string, size int64) {
+			b.virsh(t, "blockresize", d.name, disk, fmt.Sprintf("%dB", size))
+		},
+		AddDisk: func(t testing.TB, disk string, size int64) {
+			b.qemuImg(t, "create", "-q", "-f", "qcow2", d.image(disk), fmt.Sprint(size))
+			b.virsh(t, "attach-disk", d.name, d.image(disk), disk, "--subdriver", "qcow2", "--live", "--config")
+		},
+		RemoveDisk: func(t testing.TB, disk string) {
+			b.virsh(t, "destroy", d.name, "--graceful")
+			b.virsh(t, "detach-disk", d.name, disk, "--config")
+			b.virsh(t, "start", d.name)
+		},
+		Replace: func(t testing.TB, disk string, size int64) {
+			b.virsh(t, "destroy", d.name, "--graceful")
+			b.must(t, os.Remove(d.image(disk)))
+			b.qemuImg(t, "create", "-q", "-f", "qcow2", d.image(disk), fmt.Sprint(size))
+			b.virsh(t, "start", d.name)
+		},
+		Tracking:   d.tracking,
+		WriteOther: func(t testing.TB, off int64, p []byte) { other.write(t, "vda", off, p) },
+		Pause:      func(t testing.TB) { b.virsh(t, "suspend", d.name) },
+		Crash:      d.kill,
+		PowerOff:   func(t testing.TB) { b.virsh(t, "destroy", d.name, "--graceful") },
+		Successor:  func(t testing.TB) hypervisor.Host { return b.open(t, dir, nil) },
 		ForeignToken: func(t testing.TB) func() bool {
 			b.virsh(t, "checkpoint-create-as", d.name, "other-product", "--diskspec", "vda,checkpoint=bitmap", "--diskspec", "vdb,checkpoint=bitmap", "--diskspec", "vdc,checkpoint=no", "--diskspec", "hdc,checkpoint=no")
 			return func() bool {
@@ -373,22 +421,7 @@ func TestDaemonRestart(t *testing.T) {
 		t.Error("a cut was ended without a daemon")
 	}
 
-	cmd := exec.Command("/usr/sbin/libvirtd", "--config", filepath.Join(b.inst.Dir, "c/libvirt/libvirtd.conf"))
-	cmd.Env = b.inst.Env
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	b.must(t, cmd.Start())
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-	})
-	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		if _, err = h.State(t.Context(), d.id); err == nil {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("no answer from the new daemon: %v", err)
-		}
-	}
+	b.restartDaemon(t, h, d)
 	b.must(t, c.End(t.Context()))
 	select {
 	case <-back:
@@ -401,6 +434,28 @@ func TestDaemonRestart(t *testing.T) {
 	b.must(t, err)
 	b.must(t, next.End(t.Context()))
 	b.must(t, h.Destroy(t.Context(), d.id))
+}
+
+// restartDaemon starts another libvirtd in place of one that was killed.
+func (b *bench) restartDaemon(t testing.TB, h *libvirt.Host, d *domain) {
+	t.Helper()
+	cmd := exec.Command("/usr/sbin/libvirtd", "--config", filepath.Join(b.inst.Dir, "c/libvirt/libvirtd.conf"))
+	cmd.Env = b.inst.Env
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	b.must(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	})
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		_, err := h.State(t.Context(), d.id)
+		if err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("no answer from the new daemon: %v", err)
+		}
+	}
 }
 
 // TestForgetOffline: protection of a VM that is off ends without starting it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"holdfast/internal/dr"
 	"holdfast/internal/extent"
@@ -39,25 +40,20 @@ func (h *Host) BeginCut(ctx context.Context, req hypervisor.CutRequest) (_ hyper
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if err := admit(v, h, req); err != nil {
+	base, err := admit(v, h, req)
+	if err != nil {
 		return nil, err
 	}
-	name := tokenPrefix + req.Tag
-	if _, ok := v.tokens[name]; ok {
-		return nil, dr.New(dr.KindConflict, dr.CodeAlreadyExists, "sim.BeginCut", "VM %s has a tracking token %s already", v.info.Name, name)
+	return take(v, h, req, base, v.world.cfg.Now()), nil
+}
+
+// take makes the cut of an admitted request; the VM's lock is held.
+func take(v *VM, h *Host, req hypervisor.CutRequest, base *token, now time.Time) *cut {
+	if v.job != nil {
+		endStale(v)
 	}
-	c := &cut{host: h, vm: v, images: map[string]*frozen{}, info: hypervisor.CutInfo{Token: name, Consistency: dr.CrashConsistent}}
-	if req.Base != "" {
-		t := v.tokens[req.Base]
-		if t == nil || t.broken {
-			what := "is missing"
-			if t != nil {
-				what = "is broken"
-			}
-			return nil, dr.New(dr.KindPrecondition, dr.CodeTrackingLost, "sim.BeginCut", "tracking token %s of VM %s %s", req.Base, v.info.Name, what)
-		}
-		c.base, c.info.Incremental = t, true
-	}
+	c := &cut{host: h, vm: v, base: base, images: map[string]*frozen{}, info: hypervisor.CutInfo{
+		Token: tokenPrefix + req.Tag, Time: now, Consistency: dr.CrashConsistent, Incremental: base != nil}}
 	if req.Quiesce {
 		quiesce(v, c)
 	}
@@ -66,49 +62,69 @@ func (h *Host) BeginCut(ctx context.Context, req hypervisor.CutRequest) (_ hyper
 		d, _ := findDisk(v, id)
 		c.images[id] = d.freeze()
 		t.sizes[id] = d.size
-		c.info.Disks = append(c.info.Disks, hypervisor.CutDisk{ID: id, Size: d.size, Granularity: d.grain})
+		info := hypervisor.CutDisk{ID: id, Size: d.size, Granularity: d.grain, Whole: true}
+		if base != nil {
+			_, info.Why = base.covers(d)
+			info.Whole = info.Why != ""
+		}
+		c.info.Disks = append(c.info.Disks, info)
 	}
-	c.info.Time = v.world.cfg.Now()
-	v.frozen = false
-	v.tokens[name], v.job = t, c
-	return c, nil
+	v.tokens[c.info.Token], v.job = t, c
+	return c
 }
 
-// admit checks a request, and ends a job that a dead agent left open.
-func admit(v *VM, h *Host, req hypervisor.CutRequest) error {
+// admit checks a request and returns its base, nil if it has none; the VM's lock is held.
+func admit(v *VM, h *Host, req hypervisor.CutRequest) (*token, error) {
 	const op = "sim.BeginCut"
 	switch {
 	case len(req.Disks) == 0:
-		return dr.New(dr.KindInvalid, dr.CodeNoDisks, op, "the request for a cut of VM %s names no disk", v.info.Name)
+		return nil, dr.New(dr.KindInvalid, dr.CodeNoDisks, op, "the request for a cut of VM %s names no disk", v.info.Name)
 	case !hypervisor.ValidTag(req.Tag):
-		return dr.Errorf(dr.KindInvalid, op, "%q is not a tag (letters, digits and hyphens)", req.Tag)
+		return nil, dr.Errorf(dr.KindInvalid, op, "%q is not a tag (letters, digits and hyphens)", req.Tag)
 	case v.power == hypervisor.PowerOff && !req.Offline:
-		return dr.New(dr.KindPrecondition, dr.CodeVMNotRunning, op, "VM %s is not running", v.info.Name)
+		return nil, dr.New(dr.KindPrecondition, dr.CodeVMNotRunning, op, "VM %s is not running", v.info.Name)
 	case v.alien:
-		return dr.New(dr.KindConflict, dr.CodeBackupJobBusy, op, "another product's backup job is open on VM %s", v.info.Name)
+		return nil, dr.New(dr.KindConflict, dr.CodeBackupJobBusy, op, "another product's backup job is open on VM %s", v.info.Name)
 	case v.job != nil && v.job.host == h:
-		return dr.New(dr.KindConflict, dr.CodeBackupJobBusy, op, "a cut of VM %s is open already", v.info.Name)
+		return nil, dr.New(dr.KindConflict, dr.CodeBackupJobBusy, op, "a cut of VM %s is open already", v.info.Name)
 	}
 	for i, id := range req.Disks {
 		if slices.Contains(req.Disks[:i], id) {
-			return dr.Errorf(dr.KindInvalid, op, "disk %s is named twice", id)
+			return nil, dr.Errorf(dr.KindInvalid, op, "disk %s is named twice", id)
 		}
 		k := slices.IndexFunc(v.info.Disks, func(d dr.Disk) bool { return d.ID == id })
 		if k < 0 {
-			return dr.New(dr.KindNotFound, dr.CodeNotFound, op, "VM %s has no disk %s", v.info.Name, id)
+			return nil, dr.New(dr.KindNotFound, dr.CodeNotFound, op, "VM %s has no disk %s", v.info.Name, id)
 		}
 		d := v.info.Disks[k]
 		if d.Shared {
-			return dr.New(dr.KindUnsupported, dr.CodeDiskShared, op, "disk %s of VM %s is shared", id, v.info.Name)
+			return nil, dr.New(dr.KindUnsupported, dr.CodeDiskShared, op, "disk %s of VM %s is shared", id, v.info.Name)
 		}
 		if d.Unreplicatable != "" {
-			return dr.New(dr.KindUnsupported, dr.CodeDiskNotTrackable, op, "disk %s of VM %s: %s", id, v.info.Name, d.Unreplicatable)
+			return nil, dr.New(dr.KindUnsupported, dr.CodeDiskNotTrackable, op, "disk %s of VM %s: %s", id, v.info.Name, d.Unreplicatable)
 		}
 	}
-	if v.job != nil {
-		endStale(v)
+	if name := tokenPrefix + req.Tag; v.tokens[name] != nil {
+		return nil, dr.New(dr.KindConflict, dr.CodeAlreadyExists, op, "VM %s has a tracking token %s already", v.info.Name, name)
 	}
-	return nil
+	if req.Base == "" {
+		return nil, nil
+	}
+	t := v.tokens[req.Base]
+	if t == nil {
+		return nil, dr.New(dr.KindPrecondition, dr.CodeTrackingLost, op, "tracking token %s of VM %s is missing", req.Base, v.info.Name)
+	}
+	why := ""
+	for _, id := range req.Disks {
+		d, err := findDisk(v, id)
+		if err != nil {
+			return nil, dr.Errorf(dr.KindInternal, op, "look at disk %s: %w", id, err)
+		}
+		if _, why = t.covers(d); why == "" {
+			return t, nil
+		}
+	}
+	return nil, dr.New(dr.KindPrecondition, dr.CodeTrackingLost, op, "tracking token %s of VM %s is of use for none of the disks: disk %s: %s", req.Base, v.info.Name, req.Disks[len(req.Disks)-1], why)
 }
 
 // endStale ends an open job of an earlier agent process. Its token stays: the
@@ -122,10 +138,14 @@ func quiesce(v *VM, c *cut) {
 	switch {
 	case v.agent == "":
 		c.info.Note = "the guest agent is not connected"
-	case v.stuck:
+	case v.mode == AgentHangsOnFreeze:
 		c.info.Note = "the guest agent did not answer in time"
-	default:
+	case v.mode == AgentFreezesNothing:
+		c.info.Note = "the guest has no file system that can be frozen"
+	case v.mode == AgentHangsOnThaw || v.frozen:
 		v.frozen = true
+		c.info.Note = "the guest has not confirmed in time that its file systems are thawed"
+	default:
 		c.info.Consistency = v.agent
 	}
 }
@@ -195,8 +215,8 @@ func (c *cut) Extents(ctx context.Context, id string, off, length int64, fn func
 	length = max(min(length, f.size-off), 0)
 	changed := []extent.Extent{{Off: 0, Len: f.size}}
 	if c.base != nil {
-		if old, ok := c.base.sizes[id]; ok {
-			changed = f.changedSince(c.base.seq, old)
+		if i := slices.IndexFunc(c.info.Disks, func(d hypervisor.CutDisk) bool { return d.ID == id }); !c.info.Disks[i].Whole {
+			changed = f.changedSince(c.base.seq, c.base.sizes[id])
 		}
 	}
 	zero := f.zeroes()
@@ -276,15 +296,20 @@ func (c *cut) Abort(ctx context.Context) (err error) {
 		return err
 	}
 	defer leave(&err)
+	c.drop()
+	return nil
+}
+
+// drop ends the cut and deletes its token.
+func (c *cut) drop() {
 	c.vm.mu.Lock()
 	defer c.vm.mu.Unlock()
 	if c.aborted {
-		return nil
+		return
 	}
 	c.aborted = true
 	if c.vm.job == c {
 		c.vm.job = nil
 	}
 	delete(c.vm.tokens, c.info.Token)
-	return nil
 }

@@ -129,7 +129,7 @@ func (h *Host) Boot(ctx context.Context, spec hypervisor.BootSpec) (_ dr.VMID, e
 			return "", dr.New(dr.KindConflict, dr.CodeAlreadyExists, op, "host %s has a VM with UUID %s already", h.world.cfg.Name, id)
 		}
 	}
-	nics, err := h.world.attach(spec)
+	nics, err := h.world.connectNICs(spec)
 	if err != nil {
 		return "", err
 	}
@@ -155,8 +155,8 @@ func (h *Host) Boot(ctx context.Context, spec hypervisor.BootSpec) (_ dr.VMID, e
 	return id, nil
 }
 
-// attach maps the NICs to the network asked for.
-func (w *world) attach(spec hypervisor.BootSpec) ([]dr.NIC, error) {
+// connectNICs maps the NICs to the network asked for.
+func (w *world) connectNICs(spec hypervisor.BootSpec) ([]dr.NIC, error) {
 	nics := slices.Clone(spec.Config.VM.NICs)
 	switch spec.Network {
 	case "":

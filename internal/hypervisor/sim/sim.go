@@ -4,8 +4,8 @@
 // frozen images, coarse change tracking, power states, crashes that break
 // tracking, foreign and stale backup jobs, recovery VMs on NBD sockets.
 //
-// Tests drive the guest's side through VM (Write, Crash, Grow, ...) and make
-// the platform misbehave with Inject. Nothing is durable. All methods are safe
+// Tests drive the guest's side through VM (Write, Crash, Resize, ReplaceDisk,
+// Revert, MoveTo, ...) and make the platform misbehave with Inject. Nothing is durable. All methods are safe
 // for concurrent use.
 package sim
 
@@ -65,7 +65,11 @@ type Host struct {
 	closed bool // guarded by world.mu
 }
 
-var _ hypervisor.Host = (*Host)(nil)
+var (
+	_ hypervisor.Host        = (*Host)(nil)
+	_ hypervisor.GroupSource = (*Host)(nil)
+	_ hypervisor.Estimator   = (*Host)(nil)
+)
 
 // New makes a host without VMs.
 func New(cfg Config) *Host {
@@ -148,10 +152,7 @@ func (h *Host) AddVM(spec VMSpec) *VM {
 		v.power = hypervisor.PowerOff
 	}
 	for i, d := range spec.Disks {
-		path := fmt.Sprintf("/sim/%s/%s.img", spec.Name, d.ID)
-		nd := newDisk(d.ID, path, d.Size, w.cfg.Granularity)
-		v.disks = append(v.disks, nd)
-		v.info.Disks = append(v.info.Disks, dr.Disk{ID: d.ID, Path: path, Format: "sim", Size: d.Size, Boot: i == 0, Shared: d.Shared, Unreplicatable: d.Unreplicatable})
+		attach(v, d, i == 0)
 	}
 	w.mu.Lock()
 	w.vms[spec.ID] = v

@@ -32,13 +32,20 @@ func fixture(t *testing.T) *hypervisortest.Fixture {
 	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
 	return &hypervisortest.Fixture{
 		Host: h, VM: v.ID(), Disks: []string{"vda", "vdb"}, Other: other.ID(), Dir: dir, Unreplicatable: "vdc",
-		Write:     func(t testing.TB, disk string, off int64, p []byte) { must(t, v.Write(disk, off, p)) },
-		Trim:      func(t testing.TB, disk string, off, n int64) { must(t, v.Trim(disk, off, n)) },
-		Grow:      func(t testing.TB, disk string, size int64) { must(t, v.Grow(disk, size)) },
-		Pause:     func(testing.TB) { v.Pause() },
-		Crash:     func(testing.TB) { v.Crash() },
-		PowerOff:  func(testing.TB) { v.PowerOff() },
-		Successor: func(testing.TB) hypervisor.Host { return h.Restart() },
+		Write:      func(t testing.TB, disk string, off int64, p []byte) { must(t, v.Write(disk, off, p)) },
+		Trim:       func(t testing.TB, disk string, off, n int64) { must(t, v.Trim(disk, off, n)) },
+		Grow:       func(t testing.TB, disk string, size int64) { must(t, v.Grow(disk, size)) },
+		Shrink:     func(t testing.TB, disk string, size int64) { must(t, v.Resize(disk, size)) },
+		AddDisk:    func(t testing.TB, disk string, size int64) { must(t, v.AddDisk(sim.DiskSpec{ID: disk, Size: size})) },
+		RemoveDisk: func(t testing.TB, disk string) { must(t, v.RemoveDisk(disk)) },
+		Replace:    func(t testing.TB, disk string, size int64) { must(t, v.ReplaceDisk(disk, size)) },
+		Tracking:   func(testing.TB) []string { return v.Tokens() },
+		WriteOther: func(t testing.TB, off int64, p []byte) { must(t, other.Write("vda", off, p)) },
+		Held:       true,
+		Pause:      func(testing.TB) { v.Pause() },
+		Crash:      func(testing.TB) { v.Crash() },
+		PowerOff:   func(testing.TB) { v.PowerOff() },
+		Successor:  func(testing.TB) hypervisor.Host { return h.Restart() },
 		ForeignToken: func(testing.TB) func() bool {
 			v.AddForeignToken("other-product")
 			return func() bool {

@@ -28,19 +28,49 @@ type VM struct {
 	job    *cut // open backup job
 	alien  bool // a foreign product's job is open
 	agent  dr.Consistency
-	stuck  bool // the guest agent hangs
+	mode   AgentMode
 	deaf   bool // ignores shutdown requests
 	frozen bool // file systems are frozen
 	serial []byte
 	owner  string // made by Boot
+	snaps  []map[string]*frozen
 }
 
 // token is a tracking token: what happened after seq is known.
 type token struct {
 	seq    uint64
-	sizes  map[string]int64
+	sizes  map[string]int64  // of the disks it covers
+	lost   map[string]string // disks whose tracking was lost since, with the reason
 	broken bool
 	alien  bool // of another product
+}
+
+// covers says how large a disk was at the token; why is not empty if the token
+// is of no use for it.
+func (t *token) covers(d *disk) (size int64, why string) {
+	size, ok := t.sizes[d.id]
+	switch {
+	case t.broken:
+		why = "its tracking was lost"
+	case t.lost[d.id] != "":
+		why = t.lost[d.id]
+	case !ok:
+		why = "it was not in the cut before"
+	}
+	return size, why
+}
+
+// loseDisk makes every token useless for one disk; the lock is held.
+func loseDisk(v *VM, id, why string) {
+	for _, t := range v.tokens {
+		if _, ok := t.sizes[id]; !ok {
+			continue
+		}
+		if t.lost == nil {
+			t.lost = map[string]string{}
+		}
+		t.lost[id] = why
+	}
 }
 
 // ID returns the VM's id.
@@ -189,21 +219,6 @@ func (v *VM) pull(ctx context.Context, d *disk, idx []int64) error {
 	return nil
 }
 
-// Grow enlarges a disk; the new range reads as zeroes.
-func (v *VM) Grow(diskID string, size int64) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	d, err := findDisk(v, diskID)
-	if err != nil {
-		return err
-	}
-	if size < d.size {
-		return fmt.Errorf("disk %s can't shrink from %d to %d", diskID, d.size, size)
-	}
-	d.size = size
-	return nil
-}
-
 // Crash is a power loss of the host or a killed hypervisor process: the VM is
 // off, an open cut is gone and every token is broken.
 func (v *VM) Crash() {
@@ -211,12 +226,17 @@ func (v *VM) Crash() {
 	v.world.emit(v.info.ID, "crashed")
 }
 
-// LoseTracking breaks all tokens while the VM goes on.
-func (v *VM) LoseTracking() {
+// LoseTracking breaks the tokens for the named disks, for all if none is named, while the VM goes on.
+func (v *VM) LoseTracking(disks ...string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for _, t := range v.tokens {
-		t.broken = true
+	for _, id := range disks {
+		loseDisk(v, id, "its tracking was lost")
+	}
+	if len(disks) == 0 {
+		for _, t := range v.tokens {
+			t.broken = true
+		}
 	}
 }
 
@@ -267,15 +287,38 @@ func (v *VM) Pause() {
 	}
 }
 
+// AgentMode is how a guest agent behaves.
+type AgentMode int
+
+// The behaviours.
+const (
+	AgentAnswers        AgentMode = iota
+	AgentHangsOnFreeze            // the freeze is not confirmed in time
+	AgentHangsOnThaw              // frozen until the mode is AgentAnswers again
+	AgentFreezesNothing           // no file system can be frozen
+)
+
 // SetAgent says what a quiesce reaches ("" = no agent) and whether the agent hangs.
 func (v *VM) SetAgent(level dr.Consistency, hangs bool) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.agent, v.stuck = level, hangs
+	mode := AgentAnswers
+	if hangs {
+		mode = AgentHangsOnFreeze
+	}
+	v.SetAgentMode(level, mode)
 }
 
-// Frozen reports whether the guest's file systems are frozen; never true
-// outside BeginCut.
+// SetAgentMode says what a quiesce reaches ("" = no agent) and how the agent behaves.
+func (v *VM) SetAgentMode(level dr.Consistency, mode AgentMode) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.agent, v.mode = level, mode
+	if mode == AgentAnswers {
+		v.frozen = false // the adapter has gone on asking
+	}
+}
+
+// Frozen reports whether the guest's file systems are frozen; outside BeginCut
+// only while the agent hangs on a thaw.
 func (v *VM) Frozen() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -18,6 +18,7 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/libvirt/internal/domxml"
+	"holdfast/internal/hypervisor/libvirt/internal/holding"
 	"holdfast/internal/hypervisor/libvirt/internal/virt"
 	"holdfast/internal/nbd"
 )
@@ -25,20 +26,17 @@ import (
 // tokenPrefix marks Holdfast's checkpoints.
 const tokenPrefix = "hf-"
 
-// baseToken is what is known about the cut that changes are taken since.
-type baseToken struct {
-	sizes map[string]int64 // per disk that the checkpoint covers; -1 = unknown
-}
-
 // BeginCut starts a pull backup job.
 func (h *Cutter) BeginCut(ctx context.Context, req hypervisor.CutRequest) (hypervisor.Cut, error) {
 	const op = "BeginCut"
-	if len(req.Disks) == 0 {
-		return nil, dr.New(dr.KindInvalid, dr.CodeNoDisks, "libvirt."+op, "the request for a cut of VM %s names no disk", req.VM)
+	if err := check(req); err != nil {
+		return nil, err
 	}
-	if !hypervisor.ValidTag(req.Tag) {
-		return nil, dr.Errorf(dr.KindInvalid, "libvirt."+op, "%q is not a tag (letters, digits and hyphens)", req.Tag)
+	ctx, leave, err := h.enter(ctx, op)
+	if err != nil {
+		return nil, err
 	}
+	defer leave()
 	dom, err := h.virt.Find(ctx, op, req.VM)
 	if err != nil {
 		return nil, err
@@ -52,23 +50,53 @@ func (h *Cutter) BeginCut(ctx context.Context, req hypervisor.CutRequest) (hyper
 	if err != nil {
 		return nil, err
 	}
-	if err := c.begin(ctx, req); err != nil {
+	var f *holding.Frost
+	if req.Quiesce {
+		f = h.keep.Freeze(ctx, dom)
+	}
+	c.info.Time = time.Now()
+	err = c.start(ctx)
+	c.info.Consistency, c.info.Note, c.info.Held = f.Finish()
+	if err != nil {
 		return nil, err
 	}
 	if err := c.connect(ctx); err != nil {
 		return nil, c.giveUp(err)
 	}
+	if !h.register([]*cut{c}) {
+		return nil, c.giveUp(virt.Wrap(op, "begin a cut of VM "+dom.Name, virt.ErrClosed))
+	}
+	return c, nil
+}
+
+// check refuses what no VM could be cut by.
+func check(req hypervisor.CutRequest) error {
+	const op = "libvirt.BeginCut"
+	switch {
+	case len(req.Disks) == 0:
+		return dr.New(dr.KindInvalid, dr.CodeNoDisks, op, "the request for a cut of VM %s names no disk", req.VM)
+	case !hypervisor.ValidTag(req.Tag):
+		return dr.Errorf(dr.KindInvalid, op, "%q is not a tag (letters, digits and hyphens)", req.Tag)
+	}
+	return nil
+}
+
+// register makes cuts this process's open ones, with a watchdog each; false if the Cutter is closed.
+func (h *Cutter) register(cuts []*cut) bool {
 	h.mu.Lock()
 	closed := h.closed
 	if !closed {
-		h.open[req.VM] = c
+		for _, c := range cuts {
+			h.open[c.id] = c
+		}
 	}
 	h.mu.Unlock()
-	if closed {
-		return nil, c.giveUp(virt.Wrap(op, "begin a cut of VM "+dom.Name, virt.ErrClosed))
+	for _, c := range cuts {
+		if !closed {
+			h.background(c.watch)
+		}
 	}
-	h.background(c.watch)
-	return c, nil
+	return !closed
 }
 
 // prepare checks the VM and its disks, ends a stale job and makes directory and scratch files.
@@ -94,6 +122,7 @@ func (h *Cutter) prepare(ctx context.Context, dom golibvirt.Domain, req hypervis
 	vm := domxml.Read(root)
 	c := &cut{host: h, dom: dom, id: req.VM, stop: make(chan struct{}), disks: map[string]*cutDisk{}}
 	c.info = hypervisor.CutInfo{Token: tokenPrefix + req.Tag, Consistency: dr.CrashConsistent, Incremental: req.Base != ""}
+	c.paused = s == golibvirt.DomainPaused
 	for _, id := range req.Disks {
 		if err := c.addDisk(ctx, vm, id); err != nil {
 			return nil, err
@@ -145,7 +174,7 @@ func (c *cut) addDisk(ctx context.Context, vm dr.VM, id string) error {
 		grain = min(max(q.Cluster, 4<<10), 64<<10)
 	}
 	c.disks[id] = &cutDisk{size: d.Size}
-	c.info.Disks = append(c.info.Disks, hypervisor.CutDisk{ID: id, Size: d.Size, Granularity: grain})
+	c.info.Disks = append(c.info.Disks, hypervisor.CutDisk{ID: id, Size: d.Size, Granularity: grain, Whole: true})
 	return nil
 }
 
@@ -170,21 +199,52 @@ func (c *cut) takeBase(ctx context.Context, name string) error {
 	}
 	sizes := parseSizes(root.At("description").Trimmed())
 	c.baseName = name
+	covered := map[string]bool{}
 	for _, d := range root.At("disks").All("disk") {
-		cd := c.disks[d.Get("name")]
-		if cd == nil || d.Get("checkpoint") != "bitmap" {
-			continue
-		}
-		old, ok := sizes[d.Get("name")]
-		switch {
-		case !ok:
-			continue // size unknown, e.g. written by another version: everything counts as changed
-		case old > cd.size:
-			return dr.New(dr.KindPrecondition, dr.CodeTrackingLost, "libvirt."+op, "disk %s of VM %s has shrunk from %d to %d bytes since %s", d.Get("name"), c.dom.Name, old, cd.size, name)
-		}
-		cd.tracked, cd.oldSize = true, old
+		covered[d.Get("name")] = d.Get("checkpoint") == "bitmap"
 	}
-	return nil
+	for i := range c.info.Disks {
+		info := &c.info.Disks[i]
+		old, ok := sizes[info.ID]
+		switch {
+		case !covered[info.ID]:
+			info.Why = "it was not in the cut before"
+		case !ok: // e.g. written by another version
+			info.Why = "its size at the cut before is not known"
+		case old > info.Size:
+			info.Why = shrunk(old, info.Size)
+		default:
+			cd := c.disks[info.ID]
+			cd.tracked, cd.oldSize, info.Whole = true, old, false
+		}
+	}
+	return c.wantTracked()
+}
+
+func shrunk(from, to int64) string {
+	return fmt.Sprintf("it has shrunk from %d to %d bytes", from, to)
+}
+
+// wantTracked refuses a base that is of use for none of the disks.
+func (c *cut) wantTracked() error {
+	why := ""
+	for _, d := range c.info.Disks {
+		if c.disks[d.ID].tracked {
+			return nil
+		}
+		why = "disk " + d.ID + ": " + d.Why
+	}
+	return dr.New(dr.KindPrecondition, dr.CodeTrackingLost, "libvirt.BeginCut", "checkpoint %s of VM %s is of use for none of the disks: %s", c.baseName, c.dom.Name, why)
+}
+
+// lose makes a disk Whole.
+func (c *cut) lose(id, why string) {
+	c.disks[id].tracked = false
+	for i := range c.info.Disks {
+		if c.info.Disks[i].ID == id {
+			c.info.Disks[i].Whole, c.info.Disks[i].Why = true, why
+		}
+	}
 }
 
 // The description of a checkpoint keeps the sizes of its disks, because a
@@ -217,48 +277,58 @@ func parseSizes(s string) map[string]int64 {
 	return sizes
 }
 
-// begin freezes the guest if asked to, starts the job and thaws. After an
-// unknown outcome a janitor ends the job should it come into being.
-func (c *cut) begin(ctx context.Context, req hypervisor.CutRequest) error {
+// start starts the job. After an unknown outcome a janitor ends the job should
+// it come into being. Disks whose bitmaps turn out to be broken become Whole.
+func (c *cut) start(ctx context.Context) error {
 	const op = "BeginCut"
-	h := c.host
-	if req.Quiesce {
-		limit, cancel := context.WithTimeout(ctx, h.cfg.FreezeLimit)
-		defer cancel()
-		level, note := h.freeze(limit, c.dom)
-		c.info.Consistency, c.info.Note = level, note
-		if level != dr.CrashConsistent {
-			ctx = limit // the guest must not stand still for as long as a call may take
-			defer h.thaw(c.dom)
+	for {
+		backup, checkpoint := c.documents()
+		c.job = jobGone
+		err := c.host.virt.Call(ctx, op, "begin a backup job of VM "+c.dom.Name, func(l *virt.Conn) error {
+			return l.DomainBackupBegin(c.dom, backup, golibvirt.OptString{checkpoint}, golibvirt.DomainBackupBeginReuseExternal)
+		})
+		if err == nil {
+			c.job = jobRuns
+			return nil
 		}
+		if !virt.Answered(err) {
+			c.host.background(c.janitor) // it owns the directory now
+			return err
+		}
+		if id := lostDisk(err); c.disks[id] != nil && c.disks[id].tracked {
+			c.lose(id, "its tracking was lost")
+			if err = c.wantTracked(); err == nil {
+				continue
+			}
+		}
+		c.removeDir()
+		return c.explain(ctx, err)
 	}
-	c.info.Time = time.Now()
-	backup, checkpoint := c.documents()
-	err := h.virt.Call(ctx, op, "begin a backup job of VM "+c.dom.Name, func(l *virt.Conn) error {
-		return l.DomainBackupBegin(c.dom, backup, golibvirt.OptString{checkpoint}, golibvirt.DomainBackupBeginReuseExternal)
-	})
-	if err == nil {
-		return nil
+}
+
+// lostDisk reads which disk's bitmap libvirt can't use from its refusal
+// "missing or broken bitmap 'hf-x' for disk 'vda'"; "" if it is about something else.
+func lostDisk(err error) string {
+	_, rest, _ := strings.Cut(virt.Message(err), "missing or broken bitmap")
+	_, rest, _ = strings.Cut(rest, "for disk '")
+	id, _, ok := strings.Cut(rest, "'")
+	if !ok {
+		return ""
 	}
-	if !virt.Answered(err) {
-		h.background(c.janitor) // it owns the directory now
-		return err
-	}
-	c.removeDir()
-	return c.explain(ctx, err)
+	return id
 }
 
 // explain refines the error of a refused job.
 func (c *cut) explain(ctx context.Context, err error) error {
 	const op = "libvirt.BeginCut"
-	msg := err.Error()
+	msg := virt.Message(err)
 	switch {
 	case dr.CodeOf(err) == dr.CodeTrackingLost, dr.CodeOf(err) == dr.CodeVMNotRunning:
 		return err
+	case strings.Contains(msg, "already exists") && strings.Contains(msg, c.info.Token):
+		return dr.New(dr.KindConflict, dr.CodeAlreadyExists, op, "VM %s has a tracking token %s already: %w", c.dom.Name, c.info.Token, err)
 	case strings.Contains(msg, "backup job") || strings.Contains(msg, "another job"), strings.Contains(msg, "cannot acquire state change lock"):
 		return dr.New(dr.KindConflict, dr.CodeBackupJobBusy, op, "VM %s is busy with another job: %w", c.dom.Name, err)
-	case strings.Contains(msg, "checkpoint") && strings.Contains(msg, "already exists"):
-		return dr.New(dr.KindConflict, dr.CodeAlreadyExists, op, "VM %s has a tracking token %s already: %w", c.dom.Name, c.info.Token, err)
 	case strings.Contains(msg, "No space left"):
 		return dr.New(dr.KindExhausted, dr.CodeScratchFull, op, "begin a backup job of VM %s: %w", c.dom.Name, err)
 	case strings.Contains(msg, "unsupported for storage type"):
@@ -312,8 +382,8 @@ func (c *cut) connect(ctx context.Context) error {
 		}
 		d.client = cl
 		d.size, info.Size = cl.Size(), cl.Size()
-		if d.tracked && d.oldSize > d.size {
-			return dr.New(dr.KindPrecondition, dr.CodeTrackingLost, "libvirt.BeginCut", "disk %s of VM %s has shrunk from %d to %d bytes", info.ID, c.dom.Name, d.oldSize, d.size)
+		if d.tracked && d.oldSize > d.size { // since prepare looked
+			c.lose(info.ID, shrunk(d.oldSize, d.size))
 		}
 	}
 	return nil
@@ -330,9 +400,18 @@ func (c *cut) giveUp(cause error) error {
 	return cause
 }
 
+// What is known about a cut's job.
+const (
+	jobNotAsked = iota
+	jobGone     // refused, or a janitor's
+	jobRuns
+)
+
 // cut is an open cut.
 type cut struct {
 	host     *Cutter
+	paused   bool // the VM was paused before
+	job      int
 	dom      golibvirt.Domain
 	id       dr.VMID
 	dir      string // of socket and scratch files

@@ -86,8 +86,60 @@ func (h *Cutter) endStaleJob(ctx context.Context, op string, dom golibvirt.Domai
 		if err := h.abortJob(ctx, op, dom, j.socket); err != nil {
 			return err
 		}
+		h.resumeStopped(ctx, op, dom)
 	}
 	return h.sweep(virt.ID(dom.UUID))
+}
+
+// endStaleJobs ends what an earlier process left open, so that its scratch
+// files don't fill up until the next cut.
+func (h *Cutter) endStaleJobs(ctx context.Context) {
+	entries, err := os.ReadDir(filepath.Join(h.cfg.Dir, cutsDir))
+	if err != nil || len(entries) == 0 {
+		return
+	}
+	var doms []golibvirt.Domain
+	if err := h.virt.Call(ctx, "Open", "list the VMs", func(c *virt.Conn) (err error) {
+		doms, _, err = c.ConnectListAllDomains(1, 0)
+		return err
+	}); err != nil {
+		h.cfg.Log.Warn("cuts that an earlier process left open can't be looked for; the next cut of each VM ends them", "err", err)
+		return
+	}
+	for _, dom := range doms {
+		id := virt.ID(dom.UUID)
+		if !slices.ContainsFunc(entries, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), dirPrefix(id)) }) {
+			continue
+		}
+		unlock, err := h.virt.Lock(ctx, "Open", id)
+		if err != nil {
+			return
+		}
+		if h.mine(id) == nil {
+			err = h.endStaleJob(ctx, "Open", dom)
+		}
+		unlock()
+		if err != nil {
+			h.cfg.Log.Warn("a cut that an earlier process left open can't be ended; the next cut does", "vm", dom.Name, "err", err)
+		}
+	}
+}
+
+// resumeStopped resumes a VM that QEMU has paused because a write failed, for
+// the end of a job gives the space back; QEMU repeats the write. If the VM's own
+// disk is the one that is full, QEMU pauses it again.
+func (h *Cutter) resumeStopped(ctx context.Context, op string, dom golibvirt.Domain) {
+	err := h.virt.Call(ctx, op, "resume VM "+dom.Name, func(c *virt.Conn) error {
+		s, reason, err := c.DomainGetState(dom, 0)
+		if err != nil || golibvirt.DomainState(s) != golibvirt.DomainPaused || golibvirt.DomainPausedReason(reason) != golibvirt.DomainPausedIoerror {
+			return err
+		}
+		h.cfg.Log.Warn("a VM was paused by a full disk during a cut and is resumed", "vm", dom.Name)
+		return c.DomainResume(dom)
+	})
+	if err != nil && dr.CodeOf(err) != dr.CodeVMNotFound {
+		h.cfg.Log.Error("a VM that may have been paused by full scratch space can't be resumed", "vm", dom.Name, "err", err)
+	}
 }
 
 // sweep deletes the directories of cuts that no process has open. The VM's lock is held.
@@ -193,6 +245,9 @@ func (c *cut) release(ctx context.Context, op string, deleteToken bool) error {
 	if err := c.host.abortJob(ctx, op, c.dom, filepath.Join(c.dir, socketName)); err != nil {
 		return err
 	}
+	if !c.paused {
+		c.host.resumeStopped(ctx, op, c.dom)
+	}
 	c.removeDir()
 	c.host.mu.Lock()
 	if c.host.open[c.id] == c {
@@ -205,15 +260,55 @@ func (c *cut) release(ctx context.Context, op string, deleteToken bool) error {
 	return nil
 }
 
-// deleteCheckpoint deletes a checkpoint of a running VM with its bitmaps. QEMU
-// writes new bitmaps into the images when it ends; after a crash they may not
-// be there, and then the record is all that there is to delete.
+// deleteCheckpoint deletes a checkpoint of a running VM with its bitmaps.
+//
+// libvirt refuses if one of the images lacks its bitmap: QEMU writes new bitmaps
+// into the images when it ends, so after a crash they may not be there, and a
+// disk may have been replaced. Deleting the record alone would leave the other
+// disks' bitmaps behind for ever, so the checkpoint is defined again without the disk.
 func deleteCheckpoint(l *virt.Conn, cp golibvirt.DomainCheckpoint) error {
-	err := l.DomainCheckpointDelete(cp, 0)
-	if virt.Answered(err) && strings.Contains(err.Error(), "not found in backing chain") {
-		return l.DomainCheckpointDelete(cp, golibvirt.DomainCheckpointDeleteMetadataOnly)
+	for {
+		err := l.DomainCheckpointDelete(cp, 0)
+		if !virt.Answered(err) || !strings.Contains(err.Error(), "not found in backing chain") {
+			return err
+		}
+		doc, xerr := l.DomainCheckpointGetXMLDesc(cp, 0)
+		if xerr != nil {
+			return xerr
+		}
+		root, xerr := domxml.Parse([]byte(doc))
+		if xerr != nil {
+			return errors.Join(err, xerr)
+		}
+		if !dropFromCheckpoint(root, err.Error()) {
+			return l.DomainCheckpointDelete(cp, golibvirt.DomainCheckpointDeleteMetadataOnly)
+		}
+		if _, xerr = l.DomainCheckpointCreateXML(cp.Dom, root.String(), uint32(golibvirt.DomainCheckpointCreateRedefine)); xerr != nil {
+			return errors.Join(err, xerr)
+		}
 	}
-	return err
+}
+
+// dropFromCheckpoint takes the disk that libvirt's refusal "bitmap 'hf-x' not
+// found in backing chain of 'vda'" names out of a checkpoint's document; false
+// if it is not there, or the last one.
+func dropFromCheckpoint(root *domxml.Node, refusal string) bool {
+	_, rest, _ := strings.Cut(refusal, "not found in backing chain of '")
+	id, _, _ := strings.Cut(rest, "'")
+	dropped, left := false, 0
+	for _, d := range root.At("disks").All("disk") {
+		if d.Get("checkpoint") != "bitmap" {
+			continue
+		}
+		if d.Get("name") != id {
+			left++
+			continue
+		}
+		d.Set("checkpoint", "no")
+		d.Unset("bitmap")
+		dropped = true
+	}
+	return dropped && left > 0
 }
 
 // deleteToken removes the cut's checkpoint. On a VM that is off that is not

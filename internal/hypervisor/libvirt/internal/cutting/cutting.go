@@ -2,14 +2,17 @@
 // checkpoints, read over NBD.
 //
 // It owns the checkpoints named "hf-…", the backup jobs whose socket is below
-// its directory, and the directory's parts "cut" and "freezing". A failed cut
+// its directory, and the directory's part "cut". A failed cut
 // costs nothing, because every checkpoint's dirty bitmap goes on recording
 // until it is deleted. Scratch files take the old content of blocks that the
 // guest overwrites while a cut is open; QEMU pauses the guest if such a write
 // fails, so they are allocated in advance and a watchdog ends the cut before
-// space runs out. A backup job that a call past its deadline may still begin
-// is watched for and ended. A freeze is recorded before it is asked for, and
-// the guest asked to thaw until it confirms.
+// space runs out; a guest that was paused nevertheless is resumed. A backup job
+// that a call past its deadline may still begin is watched for and ended. How
+// guests are frozen and held is package holding's.
+//
+// Not noticed: a disk that is shrunk and grown again to at least its old size
+// between two cuts, of which QEMU's bitmaps show nothing.
 package cutting
 
 import (
@@ -22,11 +25,14 @@ import (
 	"sync"
 	"time"
 
+	golibvirt "github.com/digitalocean/go-libvirt"
+
 	"holdfast/internal/dr"
+	"holdfast/internal/hypervisor/libvirt/internal/holding"
 	"holdfast/internal/hypervisor/libvirt/internal/virt"
 )
 
-// Config of a Cutter; all fields are needed. They mean what the fields of
+// Config of a Cutter; all fields but Stage are needed. They mean what the fields of
 // libvirt.Config of the same names say.
 type Config struct {
 	Dir            string
@@ -35,12 +41,13 @@ type Config struct {
 	CallTimeout    time.Duration
 	AgentTimeout   time.Duration
 	FreezeLimit    time.Duration
+	GroupHold      time.Duration
 	Log            *slog.Logger
+	Stage          func(string) // called at the named stages of a cut, for tests that die or dawdle there; may be nil
 }
 
 const (
 	cutsDir    = "cut"
-	freezeDir  = "freezing"
 	socketName = "nbd.sock"
 )
 
@@ -52,13 +59,14 @@ func SampleSocket(dir string) string {
 
 // Dirs are the directories that must exist and be writable by QEMU.
 func Dirs(dir string) []string {
-	return []string{filepath.Join(dir, cutsDir), filepath.Join(dir, freezeDir)}
+	return append(holding.Dirs(dir), filepath.Join(dir, cutsDir))
 }
 
 // Cutter makes cuts on one host.
 type Cutter struct {
 	cfg  Config
 	virt *virt.Client
+	keep *holding.Keeper
 
 	ctx    context.Context // ends with Close; for background work only
 	cancel context.CancelFunc
@@ -66,18 +74,22 @@ type Cutter struct {
 
 	mu     sync.Mutex
 	open   map[dr.VMID]*cut
-	thaws  map[dr.VMID]bool // a thaw loop runs
 	closed bool
 }
 
 // Open makes a Cutter and sees to guests that an earlier process may have left
-// frozen, in the background.
+// suspended, frozen (in the background), or with an open backup job (likewise).
 func Open(client *virt.Client, cfg Config) (*Cutter, error) {
-	h := &Cutter{cfg: cfg, virt: client, open: map[dr.VMID]*cut{}, thaws: map[dr.VMID]bool{}}
-	h.ctx, h.cancel = context.WithCancel(context.Background())
-	if err := h.resumeThaws(); err != nil {
-		return nil, errors.Join(err, h.Close())
+	if cfg.Stage == nil {
+		cfg.Stage = func(string) {}
 	}
+	keep, err := holding.Open(client, holding.Config{Dir: cfg.Dir, AgentTimeout: cfg.AgentTimeout, FreezeLimit: cfg.FreezeLimit, GroupHold: cfg.GroupHold, Log: cfg.Log, Stage: cfg.Stage})
+	if err != nil {
+		return nil, err
+	}
+	h := &Cutter{cfg: cfg, virt: client, keep: keep, open: map[dr.VMID]*cut{}}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
+	h.background(h.endStaleJobs)
 	return h, nil
 }
 
@@ -102,22 +114,45 @@ func (h *Cutter) Close() error {
 	}
 	h.cancel()
 	h.wg.Wait()
+	h.keep.Close()
 	return errors.Join(errs...)
 }
 
-// background runs fn until it returns; its context ends with Close.
-func (h *Cutter) background(fn func(context.Context)) {
+// background runs fn until it returns; its context ends with Close. False if the Cutter is closed.
+func (h *Cutter) background(fn func(context.Context)) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
-		return
+		return false
 	}
 	h.wg.Add(1)
 	go func() {
 		defer h.wg.Done()
 		fn(h.ctx)
 	}()
+	return true
 }
+
+// enter makes Close wait for a call that may hold a guest: Close ends the
+// returned context, and the call then releases the guest before it calls leave.
+func (h *Cutter) enter(ctx context.Context, op string) (_ context.Context, leave func(), _ error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, nil, virt.Wrap(op, "begin a cut", virt.ErrClosed)
+	}
+	h.wg.Add(1)
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(h.ctx, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+		h.wg.Done()
+	}, nil
+}
+
+// StartsPaused says that a VM that is off is about to be started paused, for its last cut.
+func (h *Cutter) StartsPaused(dom golibvirt.Domain) { h.keep.StartsPaused(dom) }
 
 // mine returns this process's open cut of a VM.
 func (h *Cutter) mine(id dr.VMID) *cut {

@@ -5,10 +5,14 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
 
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
+	"holdfast/internal/hypervisor/libvirt/internal/domxml"
 )
 
 func TestScratchCheck(t *testing.T) {
@@ -94,5 +98,37 @@ func TestDirPrefix(t *testing.T) {
 	}
 	if n := len(filepath.Base(filepath.Dir(SampleSocket("/d")))); n != len("6f3c1d5e0000-")+12 {
 		t.Errorf("the sample's directory has %d characters", n)
+	}
+}
+
+func TestLostDisk(t *testing.T) {
+	t.Parallel()
+	for msg, want := range map[string]string{
+		"checkpoint inconsistent: missing or broken bitmap 'hf-b' for disk 'vda'": "vda",
+		"something for disk 'vda'": "", "missing or broken bitmap": "", "missing or broken bitmap 'x' for disk 'vd": "",
+	} {
+		if got := lostDisk(golibvirt.Error{Message: msg}); got != want {
+			t.Errorf("%s: %q", msg, got)
+		}
+	}
+}
+
+func TestDropFromCheckpoint(t *testing.T) {
+	t.Parallel()
+	const doc = `<domaincheckpoint><name>hf-a</name><disks><disk name='vda' checkpoint='bitmap' bitmap='hf-a'/><disk name='vdb' checkpoint='bitmap' bitmap='hf-a'/><disk name='hdc' checkpoint='no'/></disks></domaincheckpoint>`
+	root, err := domxml.Parse([]byte(doc))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		msg  string
+		want bool
+	}{{"bitmap 'hf-a' not found in backing chain of 'hdc'", false}, {"something else", false}, {"bitmap 'hf-a' not found in backing chain of 'vdb'", true}, {"bitmap 'hf-a' not found in backing chain of 'vda'", false}} {
+		if got := dropFromCheckpoint(root, c.msg); got != c.want {
+			t.Errorf("%s: %t", c.msg, got)
+		}
+		if c.want && (strings.Count(root.String(), "bitmap=") != 1 || strings.Contains(root.String(), "name='vdb' checkpoint='bitmap'")) {
+			t.Errorf("%s left\n%s", c.msg, root)
+		}
 	}
 }

@@ -169,11 +169,24 @@ func HasBacking(root *Node, disk string) bool {
 
 // AgentConnected reports whether a guest agent has opened its channel.
 func AgentConnected(root *Node) bool {
+	ch := agentChannel(root)
+	return ch.At("target").Get("state") == "connected"
+}
+
+// AgentSocket is the host's end of the guest agent's channel, "" if a running domain has none.
+func AgentSocket(root *Node) string {
+	ch := agentChannel(root)
+	if ch.Get("type") != "unix" {
+		return ""
+	}
+	return ch.At("source").Get("path")
+}
+
+func agentChannel(root *Node) *Node {
 	for _, ch := range root.At("devices").All("channel") {
-		t := ch.At("target")
-		if t.Get("name") == "org.qemu.guest_agent.0" && t.Get("state") == "connected" {
-			return true
+		if ch.At("target").Get("name") == "org.qemu.guest_agent.0" {
+			return ch
 		}
 	}
-	return false
+	return nil
 }

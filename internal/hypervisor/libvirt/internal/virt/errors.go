@@ -32,6 +32,15 @@ func Answered(err error) bool {
 	return errors.As(err, &e)
 }
 
+// Message is libvirt's own text of an error, "" if it has not answered.
+func Message(err error) string {
+	var e golibvirt.Error
+	if !errors.As(err, &e) {
+		return ""
+	}
+	return e.Message
+}
+
 // Wrap turns what a libvirt call returned into the product's error. what names
 // the object and the action, e.g. "start VM web1".
 func Wrap(op, what string, err error) error {
@@ -47,11 +56,7 @@ func Wrap(op, what string, err error) error {
 }
 
 func classify(err error) (dr.Kind, dr.Code) {
-	msg := ""
-	var e golibvirt.Error
-	if errors.As(err, &e) {
-		msg = e.Message
-	}
+	msg := Message(err)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return dr.KindUnavailable, dr.CodeHypervisorTimeout

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package guesttest
+
+func mountSmall() (remove func() error, err error) { return func() error { return nil }, nil }

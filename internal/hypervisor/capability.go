@@ -1,0 +1,61 @@
+package hypervisor
+
+import (
+	"context"
+
+	"holdfast/internal/dr"
+)
+
+// Capabilities that not every platform has. A caller asserts the interface on
+// its Source and does without where it is missing; hypervisor/libvirt and
+// hypervisor/sim have all of them.
+
+// GroupSource cuts several VMs of one host at one instant (a consistency group).
+type GroupSource interface {
+	// BeginGroup freezes all disks of all requests at one instant: nothing that
+	// a guest wrote because of what another guest of the group had written is in
+	// a cut without its cause. The cuts come in the order of the requests, with
+	// the same CutInfo.Time; from there on each lives for itself, like one of BeginCut.
+	//
+	// All or nothing: on an error no cut is open and no new token stays, every
+	// base token is still good, and the error is the first request's that failed,
+	// with the codes of BeginCut. Each VM may be named once. Disks whose tracking
+	// was lost are Whole (see CutDisk), which is not a failure.
+	//
+	// The guests stand still together while the cuts begin, for a time that the
+	// adapter bounds (libvirt.Config.GroupHold, 5 s): past it they are released
+	// and the call fails with dr.CodeHypervisorTimeout. No guest stays paused or
+	// frozen, whatever fails, except for as long as the platform itself does not
+	// answer: then the adapter goes on asking. What a killed process held is
+	// released when the adapter is opened again. A guest that was paused before is left paused.
+	BeginGroup(ctx context.Context, reqs []CutRequest) ([]Cut, error)
+}
+
+// Estimator knows how much would be in a cut, without making it.
+type Estimator interface {
+	// Estimate returns how many bytes of vm's disks a cut since the token base
+	// would report as changed at this moment, rounded up to the granularity of
+	// tracking. It covers the disks that base covers; a disk whose tracking is
+	// lost, or that was grown, counts with what a cut would report. It costs the
+	// guest nothing and disturbs no open cut.
+	//
+	// dr.CodeTrackingLost, dr.CodeVMNotFound and dr.CodeVMNotRunning as with BeginCut.
+	Estimate(ctx context.Context, vm dr.VMID, base string) (int64, error)
+}
+
+// ValidateGroup checks what can be checked of a group without the host;
+// adapters call it first.
+func ValidateGroup(reqs []CutRequest) error {
+	const op = "hypervisor.BeginGroup"
+	if len(reqs) == 0 {
+		return dr.Errorf(dr.KindInvalid, op, "a group cut names no VM")
+	}
+	seen := map[dr.VMID]bool{}
+	for _, r := range reqs {
+		if seen[r.VM] {
+			return dr.Errorf(dr.KindInvalid, op, "a group cut names VM %s twice", r.VM)
+		}
+		seen[r.VM] = true
+	}
+	return nil
+}
