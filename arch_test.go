@@ -17,18 +17,18 @@ var floors = map[string]int{
 	"dr": 0, "extent": 0, "objstore": 0, "nbd": 0, "sqldb": 0, "ledger": 0, "pace": 0, "extmap": 0,
 	"job": 1, "agentapi": 1, "armwire": 1, "cut": 1, "hypervisor": 1, "retry": 1,
 	"vaultdb": 2, "authn": 2, "store": 2, "capture": 2, "upload": 2, "armclient": 2, "keyfile": 2,
-	"hydrate": 3, "compact": 3,
+	"hydrate": 3, "compact": 3, "seed": 3,
 	"recovery": 4,
 	"vault":    5, "agent": 5,
 	"armapi": 6, "portal": 6, "agentgate": 6,
-	"guesttest": 99, // imported by tests only
+	"guesttest": 99, "oracle": 99, // imported by tests only
 }
 
 // dataPlane never imports controlPlane: capture, upload and a started instant
 // boot keep running while the vault is down.
 var (
 	dataPlane = []string{"extent", "nbd", "hypervisor", "capture", "upload", "hydrate", "recovery", "agent", "cut", "store", "objstore",
-		"pace", "extmap", "retry", "compact", "keyfile"}
+		"pace", "extmap", "retry", "compact", "keyfile", "seed"}
 	controlPlane = map[string]bool{"job": true, "sqldb": true, "vaultdb": true, "vault": true, "armapi": true, "armwire": true, "portal": true, "authn": true, "agentgate": true}
 )
 

@@ -119,6 +119,13 @@ type Assignment struct {
 	VaultPublicKey       string   `json:"vaultPublicKey"`          // data keys are sealed to it
 	Seeded               bool     `json:"seeded,omitempty"`        // Base is a seed: compare with it, the first cut is the first recovery point
 
+	// BaseDisks are all disks that the history up to Base ever listed, for a host
+	// that takes a replica over without local state; size 0 = not in Base any more.
+	BaseDisks        []BaseDisk `json:"baseDisks,omitempty"`
+	ResyncReason     string     `json:"resyncReason,omitempty"` // dr.Code why ResyncRequest was made; empty = an operator wants it now
+	ResyncFull       bool       `json:"resyncFull,omitempty"`   // the next ResyncRequest sends everything again instead of comparing
+	InitialCancelled bool       `json:"initialCancelled,omitempty"`
+
 	PauseReason string     `json:"pauseReason,omitempty"`
 	ResumeAt    time.Time  `json:"resumeAt,omitzero"`     // a pause ends by itself
 	RetryNow    string     `json:"retryNow,omitempty"`    // changes when an operator wants what waits to be tried at once
@@ -128,6 +135,13 @@ type Assignment struct {
 	Resync      Resync     `json:"resync,omitzero"`       // when resynchronizations run
 	Compression string     `json:"compression,omitempty"` // zstd (default), fast, none
 	Bandwidth   *Bandwidth `json:"bandwidth,omitempty"`   // of all items of a policy on this agent together
+}
+
+// BaseDisk is a disk as the history knows it.
+type BaseDisk struct {
+	ID    string `json:"id"`
+	Index uint16 `json:"index"`
+	Size  int64  `json:"size"`
 }
 
 // Group is a consistency group.

@@ -80,6 +80,13 @@ func TestRandomWritesShipWhatChanged(t *testing.T) {
 	if after-before > 17<<20 || c.Shipped != after-before {
 		t.Errorf("shipped %d bytes (reported %d)", after-before, c.Shipped)
 	}
+	if n, _ := w.stored("/part/"); n != 0 {
+		t.Errorf("%d parts for a cut that fits one object", n)
+	}
+	commits := w.chain()
+	if s := commits[len(commits)-1].Stats; s.ChangedBytes != 16<<20 || s.IncompressibleBytes < 15<<20 || s.DirtyBytes != c.Dirty {
+		t.Errorf("figures of the cut: %+v", s)
+	}
 	if c.Dirty < 64<<20 {
 		t.Errorf("the tracker was not coarse: %d dirty", c.Dirty)
 	}
@@ -149,12 +156,19 @@ func TestOperatorResync(t *testing.T) {
 	r.Assign(a)
 	w.write(4)
 	w.drain(r)
-	s := r.Status()
-	if !s.History[len(s.History)-1].Resync {
-		t.Error("no resynchronization")
+	count := func() (n int) {
+		for _, c := range r.Status().History {
+			if c.Resync {
+				n++
+			}
+		}
+		return n
+	}
+	if count() != 1 {
+		t.Errorf("%d resynchronizations", count())
 	}
 	w.drain(r)
-	if s = r.Status(); s.History[len(s.History)-1].Resync {
+	if count() != 1 {
 		t.Error("the request was carried out twice")
 	}
 	r.stop(t)
