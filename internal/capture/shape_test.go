@@ -86,7 +86,7 @@ func TestDiskAdded(t *testing.T) {
 	for _, c := range w.chain() {
 		if len(c.Disks) == 1 {
 			before++
-			if len(c.Tiles) > 0 && c.N > 0 {
+			if len(c.Tiles) > 0 && c.N > 1 {
 				t.Errorf("cut %d lists tiles of a disk that it does not have", c.N)
 			}
 		} else if c.Disks[1].Index != 1 || c.Resync || c.Seed {

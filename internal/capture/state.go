@@ -152,7 +152,7 @@ func (p position) copy() position {
 // nextN is the number of the next cut.
 func (s *state) nextN() uint64 {
 	if s.Tip.Ref.IsZero() {
-		return 0
+		return 1 // not 0: a run that goes on from a point could not name it
 	}
 	return s.Tip.Ref.N + 1
 }
