@@ -1,16 +1,18 @@
 #!/bin/sh
-# packages.sh demo|test: sees to it that the Debian packages which the demo or
-# the tests need are there. Asks for root only if some are missing, and lists them.
+# packages.sh demo|test|bench: sees to it that the Debian packages which the demo, the
+# tests or the benchmark need are there. Asks for root only if some are missing, and lists them.
 set -eu
 
 guest="qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
   syslinux syslinux-common syslinux-efi mtools busybox-static dosfstools e2fsprogs cpio ovmf"
 checks="gcc libc6-dev nbdkit libnbd-bin postgresql chromium"
+peers="rsync borgbackup virtnbdbackup"
 
 case "${1:-}" in
 demo) want="$guest" ;;
-test) want="$guest $checks" ;;
-*) echo "usage: $0 demo|test" >&2; exit 2 ;;
+test) want="$guest $checks $peers" ;;
+bench) want="$guest libnbd-bin $peers" ;;
+*) echo "usage: $0 demo|test|bench" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query >/dev/null 2>&1; then

@@ -18,8 +18,11 @@ for t in linux/amd64 linux/arm64 windows/amd64; do
 	CGO_ENABLED=0 GOOS=${t%/*} GOARCH=${t#*/} go vet ./cmd/... ./internal/...
 done
 
-step "tests, with the race detector, real guests included"
-go test -race -timeout 20m ./... "$@"
+step "tests with the race detector, without the slow ones"
+go test -race -short -timeout 20m ./... "$@"
+
+step "everything: real guests, real servers, chaos and the bounded slices of the long runs"
+go test -timeout 25m ./... "$@"
 
 step "the story, driven by the public Go SDK"
 scripts/conformance.sh
