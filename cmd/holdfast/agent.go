@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -15,12 +16,14 @@ import (
 
 	"holdfast/cmd/holdfast/internal/console"
 	"holdfast/internal/agent"
+	"holdfast/internal/agent/assignment"
 	"holdfast/internal/agent/channel"
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
 	"holdfast/internal/hydrate"
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/libvirt"
+	"holdfast/internal/pace"
 	"holdfast/internal/recovery/kvm"
 )
 
@@ -126,6 +129,8 @@ type runOptions struct {
 	state, runDir    string
 	host             hostFlags
 	bandwidth, spool console.Size
+	hours            []string
+	turns            [3]int // cuts, transfers, scans
 	logs             console.LogFlags
 }
 
@@ -142,13 +147,40 @@ func (a *app) agentRunCommand() *cobra.Command {
 	o.host.add(c)
 	f.StringVar(&o.runDir, "run-dir", "", "directory for the sockets of recovery points (default: as --dir)")
 	f.Var(&o.bandwidth, "bandwidth", "limit of all uploads, bytes a second such as 20M (default: none)")
+	f.StringArrayVar(&o.hours, "bandwidth-hours", nil, "another limit at some hours, such as \"Mon-Fri 08:00-18:00=5M\" (0 = none); may be repeated, the first that fits counts")
+	f.IntVar(&o.turns[0], "cuts", 0, fmt.Sprintf("how many VMs may hold a frozen image at once (default: %d)", pace.DefaultSlots(pace.Cut)))
+	f.IntVar(&o.turns[1], "transfers", 0, fmt.Sprintf("how many VMs may send at once (default: %d)", pace.DefaultSlots(pace.Transfer)))
+	f.IntVar(&o.turns[2], "scans", 0, fmt.Sprintf("how many VMs may be read as a whole at once, for initial replication or resynchronization (default: %d)", pace.DefaultSlots(pace.Scan)))
 	f.Var(&o.spool, "spool-limit", "limit of the spool of each VM, such as 8G (default: 4G)")
 	o.logs.Add(c)
 	return c
 }
 
+// rules are the limits of all uploads, and what else is a matter of flags alone.
+func (o runOptions) rules() ([]dr.BandwidthRule, error) {
+	for i, flag := range []string{"cuts", "transfers", "scans"} {
+		if o.turns[i] < 0 {
+			return nil, console.Usage("--%s %d is negative", flag, o.turns[i])
+		}
+	}
+	rate := func(text string) (int64, error) {
+		var s console.Size
+		err := s.Set(text)
+		return int64(s), err
+	}
+	rules, err := assignment.ParseRules(o.hours, rate, int64(o.bandwidth))
+	if err != nil {
+		return nil, console.Usage("--bandwidth, --bandwidth-hours: %v", err)
+	}
+	return rules, nil
+}
+
 func (a *app) agentRun(ctx context.Context, o runOptions) (err error) {
 	log, err := o.logs.Open(a.Err)
+	if err != nil {
+		return err
+	}
+	rules, err := o.rules()
 	if err != nil {
 		return err
 	}
@@ -172,7 +204,8 @@ func (a *app) agentRun(ctx context.Context, o runOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	cfg := agent.Config{StateDir: state, RunDir: runDir, Version: console.Version(), Bandwidth: int64(o.bandwidth), SpoolLimit: int64(o.spool), Log: log}
+	cfg := agent.Config{StateDir: state, RunDir: runDir, Version: console.Version(), SpoolLimit: int64(o.spool), Log: log,
+		Cuts: o.turns[0], Transfers: o.turns[1], Scans: o.turns[2], Bandwidth: rules}
 	recovers := slices.Contains(reg.Roles, dr.RoleRecovery)
 	root := ""
 	if recovers {

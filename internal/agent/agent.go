@@ -7,6 +7,9 @@
 //   - Nothing listens on the host; the agent only calls the vault.
 //   - Replication goes on while the vault is down, and after a restart without
 //     it: assignments are on disk.
+//   - The VMs of the host share its bandwidth and take turns at what is costly, the one
+//     that is furthest behind first; an assignment that can't be used stops no other.
+//   - What another host has taken over for certain is let go of: state, spool and tracking.
 //   - A command is done at least once and answered until the vault has taken the
 //     answer; one that is repeated after it was done is answered from the journal.
 //   - The agent trusts the authority whose key the registration key names, and no other.
@@ -22,15 +25,19 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"holdfast/internal/agent/assignment"
 	"holdfast/internal/agent/channel"
+	"holdfast/internal/agent/journal"
 	"holdfast/internal/agent/state"
 	"holdfast/internal/agentapi"
 	"holdfast/internal/capture"
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/objstore/httpstore"
+	"holdfast/internal/pace"
 	"holdfast/internal/upload"
 )
 
@@ -70,13 +77,17 @@ type Config struct {
 	Recovery RecoverySite    // nil: this host runs no recovery VMs
 	Roles    []dr.AgentRole  // empty = those that were registered
 	Version  string          // of the program
-	// Bandwidth bounds uploads, bytes/s; 0 = unlimited, otherwise at least upload.MinBandwidth.
-	Bandwidth int64
+	// Bandwidth bounds all uploads together; the first rule whose window is open
+	// counts, none = unlimited. Policies have limits of their own below it.
+	Bandwidth []dr.BandwidthRule
 	// SpoolLimit bounds the spool of each VM, bytes; 0 = 4 GiB.
 	SpoolLimit int64
-	Log        *slog.Logger
+	// Cuts, Transfers and Scans bound how many VMs hold a frozen image, send, and
+	// read whole disks at once; 0 = pace.DefaultSlots.
+	Cuts, Transfers, Scans int
+	Log                    *slog.Logger
 
-	pace          pace                                     // tests shorten it
+	every         intervals                                // tests shorten it
 	newReplicator func(capture.Config) (replicator, error) // tests replace it
 }
 
@@ -86,10 +97,13 @@ func (c Config) Validate() error {
 	switch {
 	case c.StateDir == "" || c.Host == nil:
 		return dr.Errorf(dr.KindInvalid, op, "state directory and host must be set")
-	case c.Bandwidth != 0 && c.Bandwidth < upload.MinBandwidth:
-		return dr.Errorf(dr.KindInvalid, op, "a bandwidth limit of %d bytes/s is below %d", c.Bandwidth, upload.MinBandwidth)
 	case c.SpoolLimit < 0:
 		return dr.Errorf(dr.KindInvalid, op, "the spool limit is negative")
+	case min(c.Cuts, c.Transfers, c.Scans) < 0:
+		return dr.Errorf(dr.KindInvalid, op, "the number of cuts, transfers or scans at once is negative")
+	}
+	if err := assignment.CheckRules(c.Bandwidth); err != nil {
+		return err
 	}
 	if c.Recovery != nil {
 		if _, err := state.ServingRoot(c.StateDir, c.RunDir); err != nil {
@@ -99,8 +113,8 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// pace holds the agent's intervals.
-type pace struct {
+// intervals holds the agent's intervals.
+type intervals struct {
 	pollWait      time.Duration // longest long-poll
 	inventory     time.Duration // between complete inventories
 	settle        time.Duration // from an event to the inventory
@@ -109,15 +123,17 @@ type pace struct {
 	certificate   time.Duration // between looks at the certificate's age
 	restart       time.Duration // before a failed replicator is run again
 	assignment    time.Duration // how long a command waits for its assignment
+	sweep         time.Duration // between looks for replicas that were taken over
 }
 
-func (p *pace) defaults() {
+func (p *intervals) defaults() {
 	for _, x := range []struct {
 		d *time.Duration
 		v time.Duration
 	}{
 		{&p.pollWait, 25 * time.Second}, {&p.inventory, 5 * time.Minute}, {&p.settle, time.Second}, {&p.status, 10 * time.Second},
 		{&p.statusRefresh, time.Minute}, {&p.certificate, 10 * time.Minute}, {&p.restart, 30 * time.Second}, {&p.assignment, 2 * time.Minute},
+		{&p.sweep, 5 * time.Minute},
 	} {
 		if *x.d <= 0 {
 			*x.d = x.v
@@ -143,6 +159,8 @@ type Agent struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 
+	fresh atomic.Bool // the vault has said or confirmed the list of assignments since the start
+
 	mu          sync.Mutex
 	started     bool
 	closed      bool
@@ -158,11 +176,11 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	cfg.pace.defaults()
+	cfg.every.defaults()
 	if cfg.newReplicator == nil {
 		cfg.newReplicator = func(c capture.Config) (replicator, error) { return capture.New(c) }
 	}
-	return &Agent{cfg: cfg, log: cfg.Log, want: make(chan struct{}, 1), statusEvery: cfg.pace.status}, nil
+	return &Agent{cfg: cfg, log: cfg.Log, want: make(chan struct{}, 1), statusEvery: cfg.every.status}, nil
 }
 
 // Start locks the state directory, begins to replicate what is assigned, and
@@ -205,28 +223,50 @@ func (a *Agent) Start(ctx context.Context) (err error) {
 	if a.data, err = id.Transport(); err != nil {
 		return err
 	}
-	a.up, err = upload.New(upload.Config{Vault: a.client, Transfer: httpstore.NewUploader(httpstore.UploaderConfig{Transport: a.data}),
-		Bandwidth: a.cfg.Bandwidth, Log: a.log})
+	limit := pace.NewLimiter(assignment.Rule(a.cfg.Bandwidth), nil)
+	a.up, err = upload.New(upload.Config{Vault: a.client, Transfer: httpstore.NewUploader(httpstore.UploaderConfig{Transport: a.data}), Limit: limit, Log: a.log})
 	if err != nil {
 		return err
 	}
-	a.replicas = &replicas{dir: a.cfg.StateDir, make: a.cfg.newReplicator, up: a.up, commits: a.client, log: a.log, restart: a.cfg.pace.restart,
-		base: capture.Config{Source: a.cfg.Host, SpoolLimit: a.cfg.SpoolLimit}}
+	turns, err := a.turns()
+	if err != nil {
+		return errors.Join(err, a.up.Close())
+	}
+	a.replicas = &replicas{dir: a.cfg.StateDir, make: a.cfg.newReplicator, up: a.up, commits: a.client, digests: a.client, log: a.log, restart: a.cfg.every.restart,
+		limits: assignment.NewLimits(limit), groups: assignment.NewGroups(a.cfg.Host),
+		base: capture.Config{Source: a.cfg.Host, SpoolLimit: a.cfg.SpoolLimit, Turns: turns}}
 	if err := a.replicas.open(a.ctx, id.AgentID); err != nil {
 		return errors.Join(err, a.up.Close())
 	}
-	a.commands = &commands{journal: &journal{dir: filepath.Join(a.cfg.StateDir, state.Journal)}, reports: a.client, handlers: a.handlers(), log: a.log,
+	a.commands = &commands{journal: journal.New(filepath.Join(a.cfg.StateDir, state.Journal)), reports: a.client, handlers: a.handlers(), log: a.log,
 		ctx: a.ctx, active: map[string]context.CancelCauseFunc{}}
-	if err := a.commands.journal.prune(); err != nil {
+	if err := a.commands.journal.Prune(); err != nil {
 		a.log.Warn("the journal was not cleaned up", "err", err)
 	}
 	a.started = true
 	a.wantInventory()
-	for _, loop := range []func(context.Context){a.pollLoop, a.statusLoop, a.inventoryLoop, a.watchLoop, a.certificateLoop} {
+	for _, loop := range []func(context.Context){a.pollLoop, a.statusLoop, a.inventoryLoop, a.watchLoop, a.certificateLoop, a.sweepLoop} {
 		a.wg.Go(func() { loop(a.ctx) })
 	}
 	a.log.Info("agent started", "agent", id.AgentID, "vault", id.VaultURL, "site", id.FabricName)
 	return nil
+}
+
+// turns is what VMs of this host take turns at.
+func (a *Agent) turns() (*pace.Turns, error) {
+	t := &pace.Turns{}
+	for _, x := range []struct {
+		kind pace.Kind
+		n    int
+	}{{pace.Cut, a.cfg.Cuts}, {pace.Transfer, a.cfg.Transfers}, {pace.Scan, a.cfg.Scans}} {
+		if x.n == 0 {
+			continue
+		}
+		if err := t.SetSlots(x.kind, x.n); err != nil {
+			return nil, dr.Errorf(dr.KindInvalid, "agent.Start", "allow %d %s turns at once: %w", x.n, x.kind, err)
+		}
+	}
+	return t, nil
 }
 
 // Close stops everything and waits. What was under way goes on after the next
@@ -323,7 +363,7 @@ func (c *polling) adapt(held time.Duration, broken bool, longest time.Duration) 
 
 // pollLoop asks the vault for work. It is the agent's heartbeat.
 func (a *Agent) pollLoop(ctx context.Context) {
-	ch := polling{wait: a.cfg.pace.pollWait}
+	ch := polling{wait: a.cfg.every.pollWait}
 	var skewed time.Time
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -333,7 +373,7 @@ func (a *Agent) pollLoop(ctx context.Context) {
 			return
 		}
 		held := time.Since(began)
-		ch.adapt(held, dr.CodeOf(err) == dr.CodeVaultUnreachable, a.cfg.pace.pollWait)
+		ch.adapt(held, dr.CodeOf(err) == dr.CodeVaultUnreachable, a.cfg.every.pollWait)
 		if err != nil {
 			if pause := a.pollFailed(&ch, err); sleep(ctx, pause) != nil {
 				return
@@ -377,6 +417,9 @@ func (a *Agent) work(res agentapi.PollResponse) bool {
 		a.replicas.apply(res.AssignmentsVersion, res.Assignments)
 		news = true
 	}
+	if res.AssignmentsVersion == a.replicas.known() {
+		a.fresh.Store(true)
+	}
 	for _, id := range res.Cancels {
 		a.commands.cancel(id)
 	}
@@ -413,7 +456,7 @@ func (a *Agent) certificateLoop(ctx context.Context) {
 				a.log.Warn("the certificate was not renewed; it is tried again", "until", id.NotAfter, "err", err)
 			}
 		}
-		if sleep(ctx, a.cfg.pace.certificate) != nil {
+		if sleep(ctx, a.cfg.every.certificate) != nil {
 			return
 		}
 	}

@@ -519,8 +519,8 @@ func TestStartReplicationErrors(t *testing.T) {
 		state  string
 	}{
 		"Off":      {capture.Status{Phase: capture.PhaseWaiting, Note: "the VM is off"}, stateDone},
-		"Error":    {capture.Status{Phase: capture.PhaseError, Err: dr.New(dr.KindUnsupported, dr.CodeDiskNotTrackable, "x", "raw")}, stateFailed},
-		"Troubled": {capture.Status{Phase: capture.PhaseWaiting, Err: dr.New(dr.KindConflict, dr.CodeBackupJobBusy, "x", "busy"), Since: time.Now().Add(-time.Hour)}, stateFailed},
+		"Error":    {capture.Status{Phase: capture.PhaseError, Gen: 1, Err: dr.New(dr.KindUnsupported, dr.CodeDiskNotTrackable, "x", "raw")}, stateFailed},
+		"Troubled": {capture.Status{Phase: capture.PhaseWaiting, Gen: 1, Err: dr.New(dr.KindConflict, dr.CodeBackupJobBusy, "x", "busy"), Since: time.Now().Add(-time.Hour)}, stateFailed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -638,7 +638,7 @@ func TestCertificateIsRenewed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.cfg.pace.certificate = 20 * time.Millisecond
+	r.cfg.every.certificate = 20 * time.Millisecond
 	r.vault.change(func() { r.vault.drop[agentapi.PathRenew] = 1 })
 	r.start()
 	eventually(t, "the renewal", func() bool {
@@ -779,38 +779,6 @@ func TestClientErrors(t *testing.T) {
 	})
 	if err := call(func(*channel.Identity) {}); dr.CodeOf(err) != dr.CodeAgentRevoked || dr.KindOf(err) != dr.KindForbidden || dr.HintOf(err) != "register again" {
 		t.Errorf("a refusal: %v", err)
-	}
-}
-
-func TestJournalPrunes(t *testing.T) {
-	t.Parallel()
-	j := &journal{dir: t.TempDir()}
-	for i := range journalCount + journalPrune {
-		if i > 20 { // only their number matters
-			if err := os.WriteFile(j.path(fmt.Sprint(i)), nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			continue
-		}
-		if err := j.put("x", agentapi.ReportRequest{ID: fmt.Sprint(i), State: stateDone}); err != nil {
-			t.Fatal(err)
-		}
-		old := time.Now().Add(-8 * 24 * time.Hour)
-		if i == 7 {
-			if err := os.Chtimes(j.path("7"), old, old); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if err := j.prune(); err != nil {
-		t.Fatal(err)
-	}
-	entries, err := os.ReadDir(j.dir)
-	if err != nil || len(entries) > journalCount {
-		t.Errorf("%d entries, %v", len(entries), err)
-	}
-	if _, err := j.find("7"); dr.KindOf(err) != dr.KindNotFound {
-		t.Errorf("an old entry stays: %v", err)
 	}
 }
 

@@ -2,19 +2,14 @@ package agent
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"holdfast/internal/agent/channel"
-	"holdfast/internal/agent/state"
+	"holdfast/internal/agent/journal"
 	"holdfast/internal/agentapi"
 	"holdfast/internal/dr"
 )
@@ -27,82 +22,6 @@ const (
 	stateCancelled = "cancelled"
 )
 
-// Limits of the journal. A command is repeated within minutes, days after a restored vault.
-const (
-	journalAge   = 7 * 24 * time.Hour
-	journalCount = 2000
-	journalPrune = 200 // entries between two clean-ups
-)
-
-// journal keeps the final report of each command, so that a repeated command is
-// answered, not repeated. It is safe for concurrent use.
-type journal struct {
-	dir string
-
-	mu      sync.Mutex
-	written int
-}
-
-type journalEntry struct {
-	state.Header
-	Kind   agentapi.CommandKind   `json:"kind,omitempty"`
-	At     time.Time              `json:"at"`
-	Report agentapi.ReportRequest `json:"report"`
-}
-
-// path hides the id, which is the vault's and may hold any character.
-func (j *journal) path(id string) string {
-	sum := sha256.Sum256([]byte(id))
-	return filepath.Join(j.dir, hex.EncodeToString(sum[:16])+".json")
-}
-
-// find returns the final report of a command; dr.KindNotFound if it was not finished here.
-func (j *journal) find(id string) (agentapi.ReportRequest, error) {
-	var e journalEntry
-	if err := state.Load(j.path(id), &e); err != nil {
-		return agentapi.ReportRequest{}, err
-	}
-	return e.Report, nil
-}
-
-func (j *journal) put(kind agentapi.CommandKind, r agentapi.ReportRequest) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if err := state.Save(j.path(r.ID), &journalEntry{Header: state.Current(), Kind: kind, At: time.Now().UTC(), Report: r}); err != nil {
-		return err
-	}
-	if j.written++; j.written%journalPrune == 0 {
-		return j.prune()
-	}
-	return nil
-}
-
-// prune removes old entries and, beyond the count, the oldest.
-func (j *journal) prune() error {
-	entries, err := os.ReadDir(j.dir)
-	if err != nil {
-		return dr.Errorf(dr.KindUnavailable, "agent.journal", "list the journal: %w", err)
-	}
-	type file struct {
-		name string
-		at   time.Time
-	}
-	var files []file
-	for _, e := range entries {
-		if info, err := e.Info(); err == nil {
-			files = append(files, file{e.Name(), info.ModTime()})
-		}
-	}
-	slices.SortFunc(files, func(a, b file) int { return b.at.Compare(a.at) }) // newest first
-	var errs []error
-	for i, f := range files {
-		if i >= journalCount || time.Since(f.at) > journalAge {
-			errs = append(errs, os.Remove(filepath.Join(j.dir, f.name)))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // vaultReports takes reports; *channel.Client does.
 type vaultReports interface {
 	Report(ctx context.Context, r agentapi.ReportRequest) error
@@ -114,7 +33,7 @@ type handler func(ctx context.Context, payload json.RawMessage, progress func(pe
 
 // commands carries out commands and reports on them.
 type commands struct {
-	journal  *journal
+	journal  *journal.Journal
 	reports  vaultReports
 	handlers map[agentapi.CommandKind]handler
 	log      *slog.Logger
@@ -180,7 +99,7 @@ func (c *commands) begin(cmd agentapi.Command, cancelled bool) {
 
 // outcome is the final report of a command; false if the agent ends before there is one.
 func (c *commands) outcome(ctx context.Context, cmd agentapi.Command) (agentapi.ReportRequest, bool) {
-	report, err := c.journal.find(cmd.ID)
+	report, err := c.journal.Find(cmd.ID)
 	if err == nil {
 		return report, true
 	}
@@ -209,7 +128,7 @@ func (c *commands) outcome(ctx context.Context, cmd agentapi.Command) (agentapi.
 		}
 		c.log.Warn("command failed", "command", cmd.ID, "kind", cmd.Kind, "state", report.State, "err", err, "hint", dr.HintOf(err))
 	}
-	if err := c.journal.put(cmd.Kind, report); err != nil {
+	if err := c.journal.Put(cmd.Kind, report); err != nil {
 		c.log.Error("the result of a command is not in the journal", "command", cmd.ID, "err", err)
 	}
 	return report, true

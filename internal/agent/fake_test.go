@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -30,7 +31,26 @@ import (
 	"holdfast/internal/store"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	warm()
+	goleak.VerifyTestMain(m)
+}
+
+// warm makes the decoder that package cut shares, outside of any synctest bubble.
+func warm() {
+	var out bytes.Buffer
+	key := cut.NewEpochKey()
+	w, err := cut.NewWriter(&out, cut.WriterConfig{Header: cut.Header{Kind: cut.KindCut, Machine: machineA, Gen: 1}, Key: key})
+	if err != nil {
+		panic(err)
+	}
+	if _, err := w.Close(&cut.Commit{Gen: 1, Base: true, Time: time.Unix(1, 0), Consistency: dr.CrashConsistent, Note: strings.Repeat("x", 1000), Disks: []cut.Disk{{ID: "a", Size: 4096}}}); err != nil {
+		panic(err)
+	}
+	if _, err := cut.Open(context.Background(), cut.Bytes(out.Bytes()), w.Name(), store.StaticKeys{0: key}); err != nil {
+		panic(err)
+	}
+}
 
 const (
 	keyID  = "key-1"
@@ -70,6 +90,12 @@ type fakeVault struct {
 	points      map[string]agentapi.OpenPointResponse
 	asked       int // OpenPoint calls
 	fenced      bool
+
+	others  map[string][]agentapi.Assignment // lists of agents other than agent-1
+	to      map[string]string                // command → agent; agent-1 if it is not there
+	writes  map[string]uint32                // machine → generation that may write; any if it is not there
+	granted int64                            // bytes that URLs were given out for
+	digests []agentapi.DigestRequest
 }
 
 func newVault(t testing.TB) *fakeVault {
@@ -84,7 +110,8 @@ func newVault(t testing.TB) *fakeVault {
 	}
 	v := &fakeVault{t: t, ca: ca, bucket: mem.New(), private: priv, wake: make(chan struct{}), drop: map[string]int{}, refuse: map[string]error{},
 		commands: map[string]agentapi.Command{}, cancels: map[string]bool{}, reports: map[string][]agentapi.ReportRequest{},
-		finals: map[string]agentapi.ReportRequest{}, points: map[string]agentapi.OpenPointResponse{}}
+		finals: map[string]agentapi.ReportRequest{}, points: map[string]agentapi.OpenPointResponse{},
+		others: map[string][]agentapi.Assignment{}, to: map[string]string{}, writes: map[string]uint32{}}
 	v.srv = httptest.NewUnstartedServer(v)
 	cert, err := ca.IssueServer([]string{"127.0.0.1"}, time.Now())
 	if err != nil {
@@ -116,6 +143,14 @@ func (v *fakeVault) change(fn func()) {
 
 func (v *fakeVault) assign(list ...agentapi.Assignment) {
 	v.change(func() { v.assignments = list; v.version++ })
+}
+
+func (v *fakeVault) assignTo(agent string, list ...agentapi.Assignment) {
+	if agent == "agent-1" {
+		v.assign(list...)
+		return
+	}
+	v.change(func() { v.others[agent] = list; v.version++ })
 }
 
 func (v *fakeVault) command(id string, kind agentapi.CommandKind, payload any) {
@@ -233,10 +268,17 @@ func (v *fakeVault) route(w http.ResponseWriter, r *http.Request) {
 			v.renewals++
 			v.certLife = 0
 			v.mu.Unlock()
-			return v.issue(in.CSR)
+			return v.issue(in.CSR, "agent-1")
 		})
 	case agentapi.PathPoll:
-		answer(w, r, func(in agentapi.PollRequest) (agentapi.PollResponse, error) { return v.poll(r.Context(), in) })
+		agent, _, err := v.ca.AgentOf(r.TLS.PeerCertificates[0], time.Now())
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		answer(w, r, func(in agentapi.PollRequest) (agentapi.PollResponse, error) {
+			return v.poll(r.Context(), string(agent), in)
+		})
 	case agentapi.PathReport:
 		answer(w, r, v.report)
 	case agentapi.PathInventory:
@@ -266,6 +308,8 @@ func (v *fakeVault) route(w http.ResponseWriter, r *http.Request) {
 		})
 	case agentapi.PathPoints:
 		answer(w, r, v.openPoint)
+	case agentapi.PathDigests:
+		answer(w, r, v.digest)
 	default:
 		http.NotFound(w, r)
 	}
@@ -289,10 +333,14 @@ func (v *fakeVault) enroll(in agentapi.EnrollRequest) (agentapi.EnrollResponse, 
 	if used {
 		return agentapi.EnrollResponse{}, dr.New(dr.KindUnauthenticated, dr.CodeRegistrationKeyUsed, "vault", "the key was used")
 	}
-	return v.issue(in.CSR)
+	agent := "agent-1"
+	if in.Host != "host" && in.Host != "" {
+		agent = "agent-of-" + in.Host
+	}
+	return v.issue(in.CSR, agent)
 }
 
-func (v *fakeVault) issue(csr string) (agentapi.EnrollResponse, error) {
+func (v *fakeVault) issue(csr, agent string) (agentapi.EnrollResponse, error) {
 	v.mu.Lock()
 	life := v.certLife
 	v.mu.Unlock()
@@ -300,14 +348,14 @@ func (v *fakeVault) issue(csr string) (agentapi.EnrollResponse, error) {
 	if life != 0 {
 		now = now.Add(life - authn.AgentLifetime)
 	}
-	c, err := v.ca.IssueAgent(csr, "agent-1", now)
+	c, err := v.ca.IssueAgent(csr, dr.AgentID(agent), now)
 	if err != nil {
 		return agentapi.EnrollResponse{}, err
 	}
-	return agentapi.EnrollResponse{AgentID: "agent-1", FabricID: "fabric-1", FabricName: "site", Certificate: c.PEM, CA: v.ca.PEM(), NotAfter: c.NotAfter}, nil
+	return agentapi.EnrollResponse{AgentID: agent, FabricID: "fabric-1", FabricName: "site", Certificate: c.PEM, CA: v.ca.PEM(), NotAfter: c.NotAfter}, nil
 }
 
-func (v *fakeVault) poll(ctx context.Context, in agentapi.PollRequest) (agentapi.PollResponse, error) {
+func (v *fakeVault) poll(ctx context.Context, agent string, in agentapi.PollRequest) (agentapi.PollResponse, error) {
 	end := time.NewTimer(time.Duration(in.WaitSeconds) * time.Second)
 	defer end.Stop()
 	v.mu.Lock()
@@ -321,6 +369,9 @@ func (v *fakeVault) poll(ctx context.Context, in agentapi.PollRequest) (agentapi
 			have[id] = true
 		}
 		for id, c := range v.commands {
+			if to, ok := v.to[id]; ok && to != agent || !ok && agent != "agent-1" {
+				continue
+			}
 			if _, done := v.finals[id]; !done && !have[id] && !v.cancels[id] {
 				out.Commands = append(out.Commands, c)
 			}
@@ -331,7 +382,11 @@ func (v *fakeVault) poll(ctx context.Context, in agentapi.PollRequest) (agentapi
 			}
 		}
 		if out.AssignmentsVersion != in.Assignments {
-			out.Assignments = append([]agentapi.Assignment{}, v.assignments...)
+			list := v.assignments
+			if agent != "agent-1" {
+				list = v.others[agent]
+			}
+			out.Assignments = append([]agentapi.Assignment{}, list...)
 		}
 		wake := v.wake
 		v.mu.Unlock()
@@ -361,6 +416,12 @@ func (v *fakeVault) report(in agentapi.ReportRequest) (none, error) {
 func (v *fakeVault) uploads(in agentapi.UploadRequest) (agentapi.UploadResponse, error) {
 	v.mu.Lock()
 	fenced := v.fenced
+	if gen, ok := v.writes[in.Machine]; ok && gen != in.Generation {
+		fenced = true
+	}
+	for _, o := range in.Objects {
+		v.granted += o.Size
+	}
 	v.mu.Unlock()
 	var out agentapi.UploadResponse
 	if fenced {
@@ -394,6 +455,47 @@ func (v *fakeVault) head(in agentapi.HeadRequest) (agentapi.HeadResponse, error)
 		out.Objects = append(out.Objects, agentapi.HeadObject{Exists: true, Size: info.Size, SHA256: hex.EncodeToString(info.SHA256[:])})
 	}
 	return out, nil
+}
+
+// store reads what is stored, as the vault does.
+func (v *fakeVault) store() *store.Store {
+	return store.New(store.Config{Bucket: v.bucket, Keys: store.NewKeyring(v.bucket, v.private)})
+}
+
+func (v *fakeVault) digest(in agentapi.DigestRequest) (agentapi.DigestResponse, error) {
+	v.mu.Lock()
+	v.digests = append(v.digests, in)
+	gen, ok := v.writes[in.Machine]
+	v.mu.Unlock()
+	var out agentapi.DigestResponse
+	if ok && gen != in.Generation {
+		return out, dr.New(dr.KindFenced, dr.CodeGenerationFenced, "vault", "taken over")
+	}
+	view, err := v.store().OpenPosition(context.Background(), dr.MachineID(in.Machine), dr.Generation(in.At.Generation), in.At.N)
+	if err != nil {
+		return out, err
+	}
+	defer view.Close()
+	if in.Blocks {
+		key, sums, err := view.TileBlocks(context.Background(), in.Disk, in.First)
+		if err != nil {
+			return out, err
+		}
+		out.Key = key[:]
+		for _, s := range sums {
+			out.Blocks = append(out.Blocks, s[:]...)
+		}
+		return out, nil
+	}
+	roots, err := view.TileRoots(context.Background(), in.Disk, in.First, in.Count)
+	for _, r := range roots {
+		x := agentapi.TileRoot{Tile: r.Tile, Zero: r.Zero}
+		if !r.Zero {
+			x.Key, x.Root = r.Key.Bytes(), append([]byte(nil), r.Root[:]...)
+		}
+		out.Roots = append(out.Roots, x)
+	}
+	return out, err
 }
 
 // serving grants a point.
@@ -463,13 +565,18 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, vault: newVault(t), host: sim.New(sim.Config{NoNBD: true}), dir: t.TempDir(), logs: &logs{}}
+	return rigOf(t, newVault(t))
+}
+
+func rigOf(t *testing.T, v *fakeVault) *rig {
+	t.Helper()
+	r := &rig{t: t, vault: v, host: sim.New(sim.Config{NoNBD: true}), dir: t.TempDir(), logs: &logs{}}
 	log := slog.New(slog.NewTextHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	if _, err := Register(t.Context(), RegisterConfig{Key: r.vault.key(), StateDir: r.dir, HostName: "host", Roles: []dr.AgentRole{dr.RoleSource, dr.RoleRecovery}, Version: "test", Log: log}); err != nil {
 		t.Fatal(err)
 	}
 	r.cfg = Config{StateDir: r.dir, Host: r.host, Version: "test", Log: log,
-		pace: pace{pollWait: 2 * time.Second, settle: 5 * time.Millisecond, status: 50 * time.Millisecond, restart: 20 * time.Millisecond, assignment: 300 * time.Millisecond}}
+		every: intervals{pollWait: 2 * time.Second, settle: 5 * time.Millisecond, status: 50 * time.Millisecond, restart: 20 * time.Millisecond, assignment: 300 * time.Millisecond}}
 	t.Cleanup(func() {
 		for _, bad := range []string{secret, "sig=", "PRIVATE KEY"} {
 			if strings.Contains(r.logs.String(), bad) {
@@ -515,10 +622,12 @@ type fakeReplicator struct {
 	cfg capture.Config
 	log *fakeReplicators
 
-	mu     sync.Mutex
-	got    []capture.Assignment
-	kicks  int
-	status capture.Status
+	over    chan struct{} // closed when Run ends
+	mu      sync.Mutex
+	got     []capture.Assignment
+	kicks   int
+	retries int
+	status  capture.Status
 }
 
 // fakeReplicators makes them.
@@ -531,12 +640,13 @@ type fakeReplicators struct {
 	runErr  error         // of the next Run
 	slow    time.Duration // how long Run takes to end
 	initial chan struct{} // AwaitInitial waits for it
+	ends    bool          // AwaitInitial ends with Run, as capture's does
 }
 
 func (f *fakeReplicators) make(c capture.Config) (replicator, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	r := &fakeReplicator{cfg: c, log: f, status: capture.Status{Phase: capture.PhaseWaiting}}
+	r := &fakeReplicator{cfg: c, log: f, over: make(chan struct{}), status: capture.Status{Phase: capture.PhaseWaiting}}
 	f.made = append(f.made, r)
 	return r, nil
 }
@@ -574,6 +684,12 @@ func (r *fakeReplicator) Kick() {
 	r.kicks++
 }
 
+func (r *fakeReplicator) RetryNow() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.retries++
+}
+
 func (r *fakeReplicator) set(s capture.Status) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -581,6 +697,7 @@ func (r *fakeReplicator) set(s capture.Status) {
 }
 
 func (r *fakeReplicator) Run(ctx context.Context) error {
+	defer close(r.over)
 	f := r.log
 	f.mu.Lock()
 	if f.running == nil {
@@ -611,7 +728,13 @@ func (r *fakeReplicator) Status() capture.Status {
 var fakeRef = cut.Ref{Gen: 1, N: 3, Hash: cut.Hash(sha256.Sum256([]byte("x")))}
 
 func (r *fakeReplicator) AwaitInitial(ctx context.Context) (cut.Ref, time.Time, error) {
+	var over chan struct{}
+	if r.log.ends {
+		over = r.over
+	}
 	select {
+	case <-over:
+		return cut.Ref{}, time.Time{}, dr.Errorf(dr.KindUnavailable, "capture", "the replicator has been stopped")
 	case <-r.log.initial:
 		return fakeRef, time.Unix(1e9, 0).UTC(), nil
 	case <-ctx.Done():

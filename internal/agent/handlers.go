@@ -105,8 +105,8 @@ func (a *Agent) powerState(ctx context.Context, p agentapi.VMPayload, _ progress
 }
 
 // replica finds the replica that a command is about. The returned context ends with it.
-func (a *Agent) replica(ctx context.Context, p agentapi.MachinePayload) (replicator, context.Context, context.CancelFunc, error) {
-	wctx, cancel := context.WithTimeout(ctx, a.cfg.pace.assignment)
+func (a *Agent) replica(ctx context.Context, p agentapi.MachinePayload) (*replica, context.Context, context.CancelFunc, error) {
+	wctx, cancel := context.WithTimeout(ctx, a.cfg.every.assignment)
 	defer cancel()
 	rep, err := a.replicas.wait(wctx, p.Machine, p.Generation)
 	if err != nil {
@@ -115,12 +115,31 @@ func (a *Agent) replica(ctx context.Context, p agentapi.MachinePayload) (replica
 		}
 		return nil, nil, nil, err
 	}
-	x, err := rep.running(wctx)
-	if err != nil {
+	if _, err := rep.running(wctx); err != nil {
 		return nil, nil, nil, err
 	}
 	rctx, stop := rep.attached(ctx)
-	return x, rctx, stop, nil
+	return rep, rctx, stop, nil
+}
+
+// each calls do with the replica's replicator, again with the next one if it was
+// made again meanwhile, as when the VM joined a group, and again if what it says is
+// about an earlier generation than gen.
+func (rep *replica) each(ctx context.Context, gen uint32, do func(replicator) (cut.Ref, time.Time, error)) (any, error) {
+	for {
+		x, err := rep.running(ctx)
+		if err != nil {
+			return nil, err
+		}
+		ref, at, err := do(x)
+		late := err != nil && (rep.current() != x || x.Status().Gen < dr.Generation(gen)) || err == nil && ref.IsZero()
+		if !late || ctx.Err() != nil {
+			return point(ref, at, err)
+		}
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // troubled is how long a replication may have been in trouble before a command gives up on it.
@@ -129,24 +148,33 @@ const troubled = time.Minute
 // startReplication waits until the replicator is at work. A VM that is off does
 // not keep it: it begins when the VM starts.
 func (a *Agent) startReplication(ctx context.Context, p agentapi.MachinePayload, _ progressFunc) (any, error) {
-	x, ctx, stop, err := a.replica(ctx, p)
+	rep, ctx, stop, err := a.replica(ctx, p)
 	if err != nil {
 		return nil, err
 	}
 	defer stop()
-	for {
+	for began := time.Now(); ; {
+		x, err := rep.running(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if err := rep.unusable(); err != nil {
+			return nil, err
+		}
 		s := x.Status()
 		switch s.Phase {
 		case capture.PhaseInitial, capture.PhaseDelta, capture.PhaseResync, capture.PhasePaused:
 			return nil, nil
 		case capture.PhaseError:
-			return nil, s.Err
+			if s.Err != nil && s.Gen >= dr.Generation(p.Generation) { // else it is about the assignment before
+				return nil, s.Err
+			}
 		case capture.PhaseWaiting:
 			if s.Err == nil && s.Note != "" {
 				return nil, nil
 			}
 		}
-		if s.Err != nil && time.Since(s.Since) > troubled {
+		if s.Err != nil && time.Since(s.Since) > troubled && (s.Gen >= dr.Generation(p.Generation) || time.Since(began) > troubled) {
 			return nil, s.Err
 		}
 		if err := sleep(ctx, 100*time.Millisecond); err != nil {
@@ -156,7 +184,7 @@ func (a *Agent) startReplication(ctx context.Context, p agentapi.MachinePayload,
 }
 
 func (a *Agent) awaitInitial(ctx context.Context, p agentapi.MachinePayload, progress progressFunc) (any, error) {
-	x, ctx, stop, err := a.replica(ctx, p)
+	rep, ctx, stop, err := a.replica(ctx, p)
 	if err != nil {
 		return nil, err
 	}
@@ -166,30 +194,32 @@ func (a *Agent) awaitInitial(ctx context.Context, p agentapi.MachinePayload, pro
 	go func() {
 		defer close(told)
 		for {
-			s := x.Status()
-			note := s.Note
-			if s.Err != nil {
-				note = s.Err.Error()
+			if x := rep.current(); x != nil {
+				s := x.Status()
+				note := s.Note
+				if s.Err != nil {
+					note = s.Err.Error()
+				}
+				progress(s.Percent, note)
 			}
-			progress(s.Percent, note)
 			if sleep(pctx, progressEvery) != nil {
 				return
 			}
 		}
 	}()
-	ref, at, err := x.AwaitInitial(ctx)
+	result, err := rep.each(ctx, p.Generation, func(x replicator) (cut.Ref, time.Time, error) { return x.AwaitInitial(ctx) })
 	done()
 	<-told
-	return point(ref, at, err)
+	return result, err
 }
 
 func (a *Agent) drain(ctx context.Context, p agentapi.MachinePayload, _ progressFunc) (any, error) {
-	x, ctx, stop, err := a.replica(ctx, p)
+	rep, ctx, stop, err := a.replica(ctx, p)
 	if err != nil {
 		return nil, err
 	}
 	defer stop()
-	return point(x.Drain(ctx))
+	return rep.each(ctx, p.Generation, func(x replicator) (cut.Ref, time.Time, error) { return x.Drain(ctx) })
 }
 
 func point(ref cut.Ref, at time.Time, err error) (any, error) {

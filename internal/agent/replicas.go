@@ -2,21 +2,25 @@ package agent
 
 import (
 	"context"
-	"encoding/hex"
+	"errors"
+	"io"
 	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"holdfast/internal/agent/assignment"
 	"holdfast/internal/agent/channel"
 	"holdfast/internal/agent/state"
 	"holdfast/internal/agentapi"
 	"holdfast/internal/capture"
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
+	"holdfast/internal/pace"
 	"holdfast/internal/upload"
 )
 
@@ -24,6 +28,7 @@ import (
 type replicator interface {
 	Assign(a capture.Assignment)
 	Kick()
+	RetryNow()
 	Run(ctx context.Context) error
 	Status() capture.Status
 	AwaitInitial(ctx context.Context) (cut.Ref, time.Time, error)
@@ -38,12 +43,15 @@ type vaultCommits interface {
 
 // assignmentsFile is assignments.json.
 type assignmentsFile struct {
-	state.Header
+	state.AssignmentsHeader
 	Agent   string                `json:"agent"`   // whom the vault gave them to
 	Known   string                `json:"known"`   // the vault's version of the list
 	List    []agentapi.Assignment `json:"list"`    // as the vault last said
 	VMs     map[string]string     `json:"vms"`     // machine → VM of every replica that has state here
 	Stopped map[string]uint32     `json:"stopped"` // machine → generation up to which a command has ended it
+
+	Gens  map[string]uint32          `json:"gens"`  // machine → newest generation that was assigned here, as long as there is state
+	Marks map[string]assignment.Mark `json:"marks"` // machine → its one-time orders
 }
 
 // replicas runs one replicator for each assignment and keeps the list on disk.
@@ -52,7 +60,10 @@ type replicas struct {
 	make    func(capture.Config) (replicator, error)
 	base    capture.Config // what all replicators share
 	up      *upload.Uploader
+	limits  *assignment.Limits
+	groups  *assignment.Groups
 	commits vaultCommits
+	digests channel.DigestSource
 	log     *slog.Logger
 	restart time.Duration // before a replicator that failed is run again
 
@@ -64,6 +75,7 @@ type replicas struct {
 	live    map[string]*replica
 	ending  map[string]chan struct{} // closed when an ended replica has let go of its state
 	changed chan struct{}            // closed and replaced whenever live changes
+	gone    map[string]bool          // machines whose VM the last sweep did not find at the host
 }
 
 // replica is one assignment at work.
@@ -74,13 +86,27 @@ type replica struct {
 	ctx   context.Context
 	done  chan struct{}
 
+	sent atomic.Int64 // bytes that got stored
+
+	orders sync.Mutex // held while an assignment is passed on; taken before mu
+
 	mu      sync.Mutex
 	a       agentapi.Assignment
-	rep     replicator // nil until it could be made
-	err     error      // why there is none, or why it ended
-	since   time.Time  // of err
+	mark    assignment.Mark
+	rep     replicator              // nil until it could be made
+	again   context.CancelCauseFunc // ends the present replicator, so that another is made
+	err     error                   // why there is none, or why it ended
+	since   time.Time               // of err
+	partial trouble
 	notices []cut.Ref
 	notice  chan struct{}
+}
+
+// trouble is what an item can't have while the rest of it goes on.
+type trouble struct {
+	group error // consistency points
+	since time.Time
+	shown string // what the status showed last of it
 }
 
 // maxNotices bounds the notices that wait for the vault, which finds lost ones itself.
@@ -89,7 +115,7 @@ const maxNotices = 10_000
 // open loads the list and starts what is on it.
 func (r *replicas) open(ctx context.Context, agent string) error {
 	r.ctx = ctx
-	r.live, r.ending, r.changed = map[string]*replica{}, map[string]chan struct{}{}, make(chan struct{})
+	r.live, r.ending, r.changed, r.gone = map[string]*replica{}, map[string]chan struct{}{}, make(chan struct{}), map[string]bool{}
 	err := state.Load(filepath.Join(r.dir, state.Assignments), &r.file)
 	if err != nil && dr.KindOf(err) != dr.KindNotFound {
 		// The vault will say it again; what is in the replicas' directories stays.
@@ -102,12 +128,21 @@ func (r *replicas) open(ctx context.Context, agent string) error {
 	if r.file.Agent != agent {
 		r.file.Known, r.file.List, r.file.Stopped = "", nil, nil
 	}
-	r.file.Header, r.file.Agent = state.Current(), agent
+	r.file.AssignmentsHeader, r.file.Agent = state.CurrentAssignments(), agent
 	if r.file.VMs == nil {
 		r.file.VMs = map[string]string{}
 	}
 	if r.file.Stopped == nil {
 		r.file.Stopped = map[string]uint32{}
+	}
+	if r.file.Gens == nil {
+		r.file.Gens = map[string]uint32{}
+	}
+	if r.file.Marks == nil { // version 1: what is listed has been carried out or is known to capture
+		r.file.Marks = map[string]assignment.Mark{}
+		for _, a := range r.file.List {
+			r.file.Marks[a.Machine] = assignment.Mark{Full: a.Full}
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -157,23 +192,32 @@ func (r *replicas) follow() {
 			r.end(m, rep)
 		}
 	}
+	groups, machines := map[string]bool{}, map[string]bool{}
 	for m, a := range want {
 		if m != filepath.Base(m) || m == "" || m[0] == '.' {
 			r.log.Error("assignment of a machine without a usable id is ignored", "machine", m)
 			continue
 		}
+		mark, known := r.file.Marks[m]
+		if mark = mark.Next(a); !known {
+			mark = assignment.First(a)
+		}
+		r.file.Marks[m], r.file.Gens[m] = mark, a.Generation
+		groups[groupID(a)], machines[m] = true, true
 		if rep := r.live[m]; rep != nil {
-			rep.assign(a)
+			rep.assign(a, mark)
 			continue
 		}
-		r.start(a)
+		r.start(a, mark)
 	}
+	r.groups.Keep(groups)
+	r.limits.Keep(machines)
 	close(r.changed)
 	r.changed = make(chan struct{})
 }
 
 // start runs a new replica once its predecessor has let go. The caller holds mu.
-func (r *replicas) start(a agentapi.Assignment) {
+func (r *replicas) start(a agentapi.Assignment, mark assignment.Mark) {
 	m := a.Machine
 	r.log.Info("replication begins", "machine", m, "vm", a.VMName, "generation", a.Generation)
 	// State of other replicas of the VM is of no use any more: their tracking goes with this one's first cut.
@@ -182,7 +226,7 @@ func (r *replicas) start(a agentapi.Assignment) {
 	for other, vm := range r.file.VMs {
 		if other != m && vm == a.VM && r.live[other] == nil && !r.listed(other) {
 			old = append(old, other)
-			delete(r.file.VMs, other)
+			r.forget(other)
 			before = append(before, r.ending[other])
 			delete(r.ending, other)
 		}
@@ -190,7 +234,7 @@ func (r *replicas) start(a agentapi.Assignment) {
 	r.file.VMs[m] = a.VM
 	before = append(before, r.ending[m])
 	delete(r.ending, m)
-	rep := &replica{owner: r, a: a, sink: r.up.Sink(dr.MachineID(m), dr.Generation(a.Generation)), done: make(chan struct{}), notice: make(chan struct{}, 1)}
+	rep := &replica{owner: r, a: a, mark: mark, sink: r.up.Sink(dr.MachineID(m), dr.Generation(a.Generation)), done: make(chan struct{}), notice: make(chan struct{}, 1)}
 	rep.ctx, rep.stop = context.WithCancelCause(r.ctx)
 	r.live[m] = rep
 	r.wg.Go(func() {
@@ -207,6 +251,14 @@ func (r *replicas) start(a agentapi.Assignment) {
 		}
 		rep.run()
 	})
+}
+
+// forget removes what the list remembers of a machine without state here. The caller holds mu.
+func (r *replicas) forget(machine string) {
+	delete(r.file.VMs, machine)
+	delete(r.file.Gens, machine)
+	delete(r.file.Marks, machine)
+	delete(r.gone, machine)
 }
 
 func (r *replicas) listed(machine string) bool {
@@ -276,7 +328,7 @@ func (r *replicas) remove(ctx context.Context, machine string, gen uint32) error
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.file.VMs, machine)
+	r.forget(machine)
 	r.save()
 	return nil
 }
@@ -335,24 +387,72 @@ func (rep *replica) current() replicator {
 	return rep.rep
 }
 
+// groupID of an assignment; "" = none.
+func groupID(a agentapi.Assignment) string {
+	if a.Group == nil {
+		return ""
+	}
+	return a.Group.ID
+}
+
+// errAgain ends a replicator that has to be made again.
+var errAgain = errors.New("the replicator is made again")
+
 // assign passes a changed assignment on.
-func (rep *replica) assign(a agentapi.Assignment) {
+func (rep *replica) assign(a agentapi.Assignment, mark assignment.Mark) {
+	rep.orders.Lock()
+	defer rep.orders.Unlock()
 	rep.mu.Lock()
-	same := reflect.DeepEqual(rep.a, a)
-	rep.a = a
-	x := rep.rep
+	old := rep.a
+	same := reflect.DeepEqual(old, a) && rep.mark == mark
+	rep.a, rep.mark = a, mark
+	x, again := rep.rep, rep.again
+	if groupID(old) != groupID(a) && again != nil {
+		rep.rep, rep.again = nil, nil // who waits for the replicator waits for the next one
+	}
 	rep.mu.Unlock()
-	if same || x == nil {
+	switch {
+	case groupID(old) != groupID(a) && again != nil:
+		again(errAgain)
+		return
+	case same || x == nil:
 		return
 	}
-	rep.sink.SetGeneration(dr.Generation(a.Generation))
-	ca, err := captureAssignment(a)
+	if err := rep.order(x, a, mark); err != nil {
+		return
+	}
+	if a.RetryNow != old.RetryNow && a.RetryNow != "" {
+		x.RetryNow()
+	}
+}
+
+// unusable is why the present assignment can't be used; nil if it can.
+func (rep *replica) unusable() error {
+	rep.mu.Lock()
+	defer rep.mu.Unlock()
+	if dr.KindOf(rep.err) == dr.KindInvalid {
+		return rep.err
+	}
+	return nil
+}
+
+// order gives a replicator its assignment. One that can't be used is the item's
+// error; the replicator goes on with what it had.
+func (rep *replica) order(x replicator, a agentapi.Assignment, mark assignment.Mark) error {
+	ca, err := assignment.Translate(a, mark)
+	var limit *pace.Limiter
+	if err == nil {
+		limit, err = rep.owner.limits.Item(a)
+	}
+	rep.fail(err)
 	if err != nil {
-		rep.fail(err)
-		return
+		rep.owner.log.Error("assignment can't be used", "machine", a.Machine, "err", err, "hint", dr.HintOf(err))
+		return err
 	}
-	rep.fail(nil)
+	rep.sink.SetLimit(limit)
+	rep.sink.SetGeneration(dr.Generation(a.Generation))
 	x.Assign(ca)
+	return nil
 }
 
 func (rep *replica) fail(err error) {
@@ -374,6 +474,9 @@ func (rep *replica) run() {
 		if rep.ctx.Err() != nil {
 			return
 		}
+		if errors.Is(err, errAgain) {
+			continue
+		}
 		if err == nil {
 			err = dr.Errorf(dr.KindInternal, "agent.replica", "the replicator ended by itself")
 		}
@@ -386,28 +489,50 @@ func (rep *replica) run() {
 }
 
 func (rep *replica) runOnce() error {
-	cfg := rep.owner.config(rep.assignment().Machine, rep.sink)
+	a := rep.assignment()
+	cfg := rep.owner.config(a.Machine, counted{rep.sink, &rep.sent})
 	cfg.Committed = rep.committed
+	cfg.Digests = &channel.Digests{Source: rep.owner.digests, Machine: cfg.Machine, Generation: func() uint32 { return rep.assignment().Generation }}
+	var grouped error
+	if cfg.Group, grouped = rep.owner.groups.Of(a); grouped != nil {
+		rep.owner.log.Error("the VM is not part of its consistency group's points", "machine", a.Machine, "err", grouped, "hint", dr.HintOf(grouped))
+	}
 	x, err := rep.owner.make(cfg)
 	if err != nil {
 		return err
 	}
+	ctx, stop := context.WithCancelCause(rep.ctx)
+	defer stop(nil)
+	rep.orders.Lock() // a later assignment comes later
 	rep.mu.Lock()
-	a := rep.a
-	ca, err := captureAssignment(a)
-	if err == nil {
-		// Under the lock, so that a later assignment comes later.
-		rep.sink.SetGeneration(dr.Generation(a.Generation))
-		x.Assign(ca)
-		rep.err = nil
+	if groupID(rep.a) != groupID(a) {
+		rep.mu.Unlock()
+		rep.orders.Unlock()
+		return errAgain
 	}
-	rep.rep = x
+	a, mark := rep.a, rep.mark
+	rep.rep, rep.again, rep.partial.group = x, stop, grouped
 	rep.mu.Unlock()
-	if err != nil {
-		rep.fail(err)
-		rep.owner.log.Error("assignment can't be used", "machine", a.Machine, "err", err)
+	_ = rep.order(x, a, mark) // the status has it
+	rep.orders.Unlock()
+	if err := x.Run(ctx); err != nil || context.Cause(ctx) != errAgain {
+		return err
 	}
-	return x.Run(rep.ctx)
+	return errAgain
+}
+
+// counted counts the bytes that get stored.
+type counted struct {
+	capture.Sink
+	n *atomic.Int64
+}
+
+func (c counted) Put(ctx context.Context, name string, body io.ReaderAt, size int64, sha256 [32]byte) error {
+	err := c.Sink.Put(ctx, name, body, size, sha256)
+	if err == nil {
+		c.n.Add(size)
+	}
+	return err
 }
 
 // committed queues a notice; it does not block.
@@ -494,41 +619,41 @@ func (rep *replica) running(ctx context.Context) (replicator, error) {
 
 func (rep *replica) status() agentapi.ItemStatus {
 	rep.mu.Lock()
-	a, x, err, since := rep.a, rep.rep, rep.err, rep.since
-	rep.mu.Unlock()
-	out := agentapi.ItemStatus{Machine: a.Machine, Generation: a.Generation, Phase: string(capture.PhaseWaiting)}
-	if x != nil {
-		s := x.Status()
-		out.Phase, out.Percent, out.BytesDone, out.BytesTotal, out.ETASeconds = string(s.Phase), s.Percent, s.BytesDone, s.BytesTotal, s.ETA.Seconds()
-		out.BacklogBytes, out.SpooledBytes, out.LastCut, out.Cycles, out.Missed, out.Resync = s.Backlog, s.Spooled, s.LastCut, s.Cycles, s.Missed, s.Resync
-		if s.Err != nil {
-			out.Error, out.Since = channel.WireError(s.Err), s.Since
-		}
+	defer rep.mu.Unlock()
+	out := agentapi.ItemStatus{Machine: rep.a.Machine, Generation: rep.a.Generation, Phase: string(capture.PhaseWaiting), SentBytes: rep.sent.Load()}
+	if rep.rep != nil {
+		rep.show(&out, rep.rep.Status())
 	}
-	if err != nil {
-		out.Phase, out.Error, out.Since = string(capture.PhaseError), channel.WireError(err), since
+	if rep.err != nil {
+		out.Phase, out.Error, out.Since, out.Attempt, out.RetryAt = string(capture.PhaseError), channel.WireError(rep.err), rep.since, 0, time.Time{}
 	}
 	return out
 }
 
-// captureAssignment translates the wire's form.
-func captureAssignment(a agentapi.Assignment) (capture.Assignment, error) {
-	const op = "agent.assignment"
-	out := capture.Assignment{VM: dr.VMID(a.VM), Disks: a.Disks, Gen: dr.Generation(a.Generation), CopyFrequency: time.Duration(a.CopyFrequencySeconds) * time.Second,
-		AppFrequency: time.Duration(a.AppFrequencySeconds) * time.Second, Paused: a.Paused, ResyncRequest: a.ResyncRequest}
-	if out.CopyFrequency < dr.MinCopyFrequency {
-		out.CopyFrequency = dr.MinCopyFrequency
+// show fills in what the replicator says. The caller holds mu.
+func (rep *replica) show(out *agentapi.ItemStatus, s capture.Status) {
+	out.Phase, out.Percent, out.BytesDone, out.BytesTotal, out.ETASeconds = string(s.Phase), s.Percent, s.BytesDone, s.BytesTotal, s.ETA.Seconds()
+	out.BacklogBytes, out.SpooledBytes, out.Cycles, out.Missed = s.Backlog, s.Spooled, s.Cycles, s.Missed
+	out.LastCut, out.LastPoint = s.LastCut, s.LastCut
+	out.DirtyRate, out.ShipRate, out.Verdict, out.BacklogSeconds = float64(s.DirtyRate), float64(s.ShipRate), string(s.Converging), s.BacklogSeconds.Seconds()
+	out.Resync, out.ResyncCode, out.NextResync, out.NextInitial = s.Resync, string(s.ResyncReason), s.NextResync, s.NextInitial
+	out.ConsistencyNote = s.ConsistencyNote
+	// What stops the replication goes before what a part of it lacks.
+	part := s.Problem
+	if part == nil {
+		part = rep.partial.group
 	}
-	if a.Base != nil {
-		b, err := hex.DecodeString(a.Base.Hash)
-		if err != nil || len(b) != len(out.Base.Hash) {
-			return out, dr.Errorf(dr.KindInvalid, op, "the vault's base %s of machine %s has no valid hash", dr.PointName(dr.Generation(a.Base.Generation), a.Base.N), a.Machine)
-		}
-		out.Base = cut.Ref{Gen: dr.Generation(a.Base.Generation), N: a.Base.N, Hash: cut.Hash(b)}
+	text := ""
+	if part != nil {
+		text = part.Error()
 	}
-	var err error
-	if out.VaultKey, err = cut.ParseVaultPublicKey(a.VaultPublicKey); err != nil {
-		return out, err
+	if text != rep.partial.shown {
+		rep.partial.shown, rep.partial.since = text, time.Now()
 	}
-	return out, nil
+	switch {
+	case s.Err != nil:
+		out.Error, out.Since, out.Attempt, out.RetryAt = channel.WireError(s.Err), s.Since, s.Attempt, s.RetryAt
+	case part != nil:
+		out.Error, out.Since = channel.WireError(part), rep.partial.since
+	}
 }

@@ -22,7 +22,7 @@ func (a *Agent) statusLoop(ctx context.Context) {
 			return
 		}
 		now := a.replicas.status()
-		if len(now) == 0 && len(last) == 0 || reflect.DeepEqual(now, last) && time.Since(sent) < a.cfg.pace.statusRefresh {
+		if len(now) == 0 && len(last) == 0 || reflect.DeepEqual(now, last) && time.Since(sent) < a.cfg.every.statusRefresh {
 			continue
 		}
 		if err := a.client.Status(ctx, agentapi.StatusRequest{Items: now}); err != nil {
@@ -44,7 +44,7 @@ func (a *Agent) wantInventory() {
 // inventoryLoop sends the inventory when it is wanted and from time to time.
 func (a *Agent) inventoryLoop(ctx context.Context) {
 	var pause backoff
-	wait := a.cfg.pace.inventory
+	wait := a.cfg.every.inventory
 	for ctx.Err() == nil {
 		t := time.NewTimer(wait)
 		select {
@@ -53,7 +53,7 @@ func (a *Agent) inventoryLoop(ctx context.Context) {
 			return
 		case <-a.want:
 			t.Stop()
-			if sleep(ctx, a.cfg.pace.settle) != nil { // one event seldom comes alone
+			if sleep(ctx, a.cfg.every.settle) != nil { // one event seldom comes alone
 				return
 			}
 			select {
@@ -66,10 +66,10 @@ func (a *Agent) inventoryLoop(ctx context.Context) {
 			if pause.n == 0 {
 				a.log.Warn("inventory not sent; it is tried again", "err", err, "hint", dr.HintOf(err))
 			}
-			wait = min(pause.next(), a.cfg.pace.inventory)
+			wait = min(pause.next(), a.cfg.every.inventory)
 			continue
 		}
-		wait, pause = a.cfg.pace.inventory, backoff{}
+		wait, pause = a.cfg.every.inventory, backoff{}
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 //	host-id                     identifies a host whose operating system has no id of its own
 //	identity/identity.json      version 1: who this agent is, its key and certificate
 //	identity/pending.json       version 1: the key of a registration that has not been answered
-//	assignments.json            version 1: what to replicate, as the vault last said
+//	assignments.json            version 2: what to replicate, as the vault last said
 //	journal/<hash>.json         version 1: the result of one command
 //	replicas/<machine>/         package capture
 //	servings/<serving>/         package hydrate, unless a run directory is given
@@ -93,18 +93,46 @@ type Header struct {
 // FileVersion returns the version in the file.
 func (h Header) FileVersion() int { return h.Version }
 
-// Version is the version of all files.
-//
-// History:
-//
-//	1  2026-11-22  first version
-const Version = 1
+// NewestVersion is the newest version of the file that this program knows.
+func (h Header) NewestVersion() int { return version }
+
+// AssignmentsHeader is the Header of assignments.json.
+type AssignmentsHeader struct{ Header }
+
+// NewestVersion is the newest version of the file that this program knows.
+func (h AssignmentsHeader) NewestVersion() int { return assignmentsVersion }
+
+const (
+	// version of all files but assignments.json.
+	//
+	// History:
+	//
+	//	1  2026-11-22  first version
+	version = 1
+	// assignmentsVersion of assignments.json. Version 1 is read; what it lacks is empty.
+	//
+	// History:
+	//
+	//	1  2026-11-22  first version
+	//	2  2026-11-22  generations and marks of machines; how initial replication,
+	//	               resynchronization, bandwidth and groups are to be done
+	assignmentsVersion = 2
+)
 
 // Current is the header of a file to be saved.
-func Current() Header { return Header{Version} }
+func Current() Header { return Header{version} }
+
+// CurrentAssignments is the header of assignments.json to be saved.
+func CurrentAssignments() AssignmentsHeader { return AssignmentsHeader{Header{assignmentsVersion}} }
+
+// File is what Load fills in: a struct in which a Header is embedded.
+type File interface {
+	FileVersion() int
+	NewestVersion() int
+}
 
 // Load reads what Save wrote. dr.KindNotFound only if the file is not there.
-func Load(path string, v interface{ FileVersion() int }) error {
+func Load(path string, v File) error {
 	const op = "state.Load"
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -117,8 +145,8 @@ func Load(path string, v interface{ FileVersion() int }) error {
 		return dr.Errorf(dr.KindCorrupt, op, "read %s: %w", path, err)
 	}
 	switch n := v.FileVersion(); {
-	case n > Version:
-		return dr.New(dr.KindUnsupported, dr.CodeFormatUnsupported, op, "%s has version %d, this program knows %d", path, n, Version)
+	case n > v.NewestVersion():
+		return dr.New(dr.KindUnsupported, dr.CodeFormatUnsupported, op, "%s has version %d, this program knows %d", path, n, v.NewestVersion())
 	case n < 1:
 		return dr.Errorf(dr.KindCorrupt, op, "%s has no version", path)
 	}

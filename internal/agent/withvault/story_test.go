@@ -26,6 +26,7 @@ import (
 	"holdfast/internal/hydrate"
 	"holdfast/internal/hypervisor/sim"
 	"holdfast/internal/job"
+	"holdfast/internal/objstore"
 	"holdfast/internal/objstore/httpstore"
 	"holdfast/internal/objstore/mem"
 	"holdfast/internal/recovery/kvm"
@@ -44,6 +45,9 @@ type scene struct {
 	srcDir  string
 	primary dr.Fabric
 	item    dr.ItemID
+	bucket  objstore.Bucket
+	key     cut.VaultPrivateKey
+	stops   map[string]func() // host name → stop its agent
 }
 
 type logWriter struct {
@@ -68,7 +72,7 @@ func ok[T any](t *testing.T, x T, err error) T {
 func newScene(t *testing.T) *scene {
 	t.Helper()
 	out := &logWriter{}
-	s := &scene{t: t, log: slog.New(slog.NewTextHandler(out, nil))}
+	s := &scene{t: t, log: slog.New(slog.NewTextHandler(out, nil)), stops: map[string]func(){}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(out.b.String())
@@ -79,6 +83,7 @@ func newScene(t *testing.T) *scene {
 	})
 	db := ok(t, sqldbOpen(t), nil)
 	bucket := mem.New()
+	s.bucket = bucket
 	srv := httptest.NewUnstartedServer(nil)
 	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	s.url = "https://" + srv.Listener.Addr().String()
@@ -90,6 +95,7 @@ func newScene(t *testing.T) *scene {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.key = key
 	s.v, err = vault.New(vault.Config{DB: db, Bucket: bucket, Signer: signer, Tickets: signer, VaultKey: key, PublicURL: s.url,
 		Identity: vault.Identity{Name: "vault1", SubscriptionID: "5ab7cd1e-0000-4000-8000-000000000001", ResourceGroup: "rg", TenantID: "t", Location: "local"},
 		PollWait: 2 * time.Second, StatusEvery: time.Second, VerifyTimeout: 10 * time.Second, ShutdownWait: 10 * time.Second, Log: s.log,
@@ -221,11 +227,19 @@ func (l *servings) Stop(ctx context.Context, id string) error {
 func (s *scene) host(name, fabric string, role dr.AgentRole, h *sim.Host) (dir string) {
 	t := s.t
 	t.Helper()
+	dir = t.TempDir()
+	s.install(name, fabric, role, h, dir)
+	return dir
+}
+
+// install registers a host with an (empty) state directory and starts its agent.
+func (s *scene) install(name, fabric string, role dr.AgentRole, h *sim.Host, dir string) {
+	t := s.t
+	t.Helper()
 	k, err := s.v.IssueKey(t.Context(), vault.KeyRequest{Fabric: fabric, OneTime: true, By: "test"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir = t.TempDir()
 	if _, err := agent.Register(t.Context(), agent.RegisterConfig{Key: agent.RegistrationKey{VaultURL: k.VaultURL, CAPin: k.CAPin, KeyID: k.ID, Secret: k.Secret},
 		StateDir: dir, HostName: name, Roles: []dr.AgentRole{role}, Version: "test", Log: s.log}); err != nil {
 		t.Fatal(err)
@@ -252,12 +266,15 @@ func (s *scene) host(name, fabric string, role dr.AgentRole, h *sim.Host) (dir s
 	if err := a.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := a.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
+	var once sync.Once
+	s.stops[name] = func() {
+		once.Do(func() {
+			if err := a.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Cleanup(s.stops[name])
 }
 
 func (s *scene) running(h *sim.Host) []string {
