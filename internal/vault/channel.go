@@ -2,19 +2,13 @@ package vault
 
 import (
 	"context"
-	"crypto/sha256"
-	"database/sql"
-	"encoding/hex"
-	"encoding/json"
 	"time"
 
 	"holdfast/internal/agentapi"
 	"holdfast/internal/dr"
 	"holdfast/internal/job"
-	"holdfast/internal/vault/health"
-	"holdfast/internal/vault/replica"
+	"holdfast/internal/vault/assign"
 	"holdfast/internal/vault/state"
-	"holdfast/internal/vaultdb"
 )
 
 // Poll gives an agent its work, waiting for some at most as long as it asks
@@ -100,49 +94,34 @@ func (v channel) pollCommands(ctx context.Context, agent dr.AgentID, r agentapi.
 	}
 }
 
-// assignments is the complete list of what an agent replicates: the items
-// whose current generation is its own and open. The version is a digest of the
-// list, so every replica of the vault names it alike.
 func (v channel) assignments(ctx context.Context, agent dr.AgentID) ([]agentapi.Assignment, string, error) {
-	items, err := vaultdb.ItemsOfSource(ctx, v.st.Q(), agent)
+	list, version, err := assign.To(ctx, v.st.Q(), agent, v.cfg.VaultKey.Public().Text())
+	return list, version, state.Outward(err)
+}
+
+// Inventory takes the complete list of a host's VMs, see site.Sites.Inventory,
+// and looks at what it means to protected items.
+func (v channel) Inventory(ctx context.Context, agent dr.AgentID, r agentapi.InventoryRequest) error {
+	if err := v.Sites.Inventory(ctx, agent, r); err != nil {
+		return err
+	}
+	if err := v.Watcher.Seen(ctx, agent, r); err != nil {
+		v.st.Log.Warn("look at an inventory for changes of protected items", "agent", agent, "err", err) // the next one tells it again
+	}
+	return nil
+}
+
+// Enroll registers a host, see site.Sites.Enroll. Replicas of a host that was
+// registered before go on in new generations.
+func (v channel) Enroll(ctx context.Context, r agentapi.EnrollRequest) (agentapi.EnrollResponse, error) {
+	out, err := v.Sites.Enroll(ctx, r)
 	if err != nil {
-		return nil, "", state.Outward(err)
+		return out, err
 	}
-	list := []agentapi.Assignment{}
-	policies := map[dr.PolicyID]dr.Policy{}
-	if len(items) > 0 {
-		all, err := vaultdb.Policies(ctx, v.st.Q())
-		if err != nil {
-			return nil, "", state.Outward(err)
-		}
-		for _, p := range all {
-			policies[p.ID] = p
-		}
+	if err := v.Watcher.Registered(ctx, dr.AgentID(out.AgentID)); err != nil {
+		v.st.Log.Warn("renew the replications of a host that registered again", "agent", out.AgentID, "err", err)
 	}
-	for _, it := range items {
-		gens, err := vaultdb.Generations(ctx, v.st.Q(), it.Machine)
-		if err != nil {
-			return nil, "", state.Outward(err)
-		}
-		g, ok := replica.Current(it, gens)
-		if !ok || !g.Written || g.Agent != agent {
-			continue
-		}
-		p := policies[it.Policy]
-		a := agentapi.Assignment{Item: string(it.ID), Machine: string(it.Machine), VM: string(it.VM), VMName: it.VMName, Disks: it.Disks,
-			Generation: uint32(g.Gen), CopyFrequencySeconds: int(p.CopyFrequency / time.Second), AppFrequencySeconds: int(p.AppFrequency / time.Second),
-			Paused: it.Paused, ResyncRequest: it.ResyncRequest, VaultPublicKey: v.cfg.VaultKey.Public().Text()}
-		if g.BaseGen != 0 {
-			a.Base = &agentapi.CutRef{Generation: uint32(g.BaseGen), N: g.BaseN, Hash: g.BaseHash}
-		}
-		list = append(list, a)
-	}
-	text, err := json.Marshal(list)
-	if err != nil {
-		return nil, "", dr.Errorf(dr.KindInternal, "vault.assignments", "encode the assignments: %w", err)
-	}
-	sum := sha256.Sum256(text)
-	return list, hex.EncodeToString(sum[:8]), nil
+	return out, nil
 }
 
 // Report takes an agent's report on a command. Reports that come twice, late,
@@ -172,72 +151,4 @@ func agentError(e *agentapi.Error) error {
 	out := dr.New(kind, dr.Code(e.Code), "agent", "%s", e.Message)
 	out.Hint = e.Hint
 	return out
-}
-
-// Status returns what an item's source agent last said, with the time of the
-// newest recovery point.
-func (v items) Status(ctx context.Context, id dr.ItemID) (dr.ReplicationStatus, error) {
-	return state.Get(vaultdb.Status(ctx, v.st.Q(), id))
-}
-
-// ReportStatus takes the state of an agent's replications. Lines for machines or
-// generations that are not the agent's are ignored: they are late.
-func (v channel) ReportStatus(ctx context.Context, agent dr.AgentID, r agentapi.StatusRequest) error {
-	return v.st.Tx(ctx, func(tx *sql.Tx) error {
-		for _, s := range r.Items {
-			it, err := vaultdb.ItemByMachine(ctx, tx, dr.MachineID(s.Machine))
-			if dr.KindOf(err) == dr.KindNotFound {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			if it.SourceAgent != agent || it.Gen != dr.Generation(s.Generation) {
-				continue
-			}
-			if err := vaultdb.SaveStatus(ctx, tx, it.ID, toStatus(s, v.st.Now())); err != nil {
-				return err
-			}
-			if it.Resync != s.Resync {
-				if it, err = vaultdb.LockItem(ctx, tx, it.ID); err != nil {
-					return err
-				}
-				if err := v.noteResync(ctx, tx, it, s.Resync); err != nil {
-					return err
-				}
-				it.Resync = s.Resync
-				if err := vaultdb.UpdateItem(ctx, tx, it); err != nil {
-					return err
-				}
-			}
-			v.st.Changed(tx, "item", string(it.ID))
-		}
-		return nil
-	})
-}
-
-func (v channel) noteResync(ctx context.Context, tx *sql.Tx, it vaultdb.Item, reason string) error {
-	if reason == "" {
-		return v.st.Note(ctx, tx, vaultdb.Event{Kind: "resync", Item: it.ID, By: "agent"}, "resynchronization of %s is complete", it.VMName)
-	}
-	return v.st.Note(ctx, tx, vaultdb.Event{Kind: "resync", Item: it.ID, By: "agent"}, "%s needs a resynchronization: %s", it.VMName, state.Clip(reason))
-}
-
-func toStatus(s agentapi.ItemStatus, now time.Time) dr.ReplicationStatus {
-	st := dr.ReplicationStatus{Phase: s.Phase, Percent: s.Percent, BytesDone: s.BytesDone, BytesTotal: s.BytesTotal,
-		ETA: time.Duration(s.ETASeconds * float64(time.Second)), BacklogBytes: s.BacklogBytes, Spooled: s.SpooledBytes,
-		LastCut: s.LastCut, Missed: s.Missed, Cycles: s.Cycles, At: now}
-	if s.Error != nil {
-		e, _ := dr.Lookup(dr.Code(s.Error.Code))
-		severity := dr.HealthWarning
-		if e.Retry == dr.NonRecoverable || health.CannotSend(dr.Code(s.Error.Code)) {
-			severity = dr.HealthCritical
-		}
-		remedy := s.Error.Hint
-		if remedy == "" {
-			remedy = e.Remedy
-		}
-		st.Err = &dr.HealthError{Code: dr.Code(s.Error.Code), Severity: severity, Message: s.Error.Message, Cause: e.Cause, Remedy: remedy, Since: s.Since}
-	}
-	return st
 }

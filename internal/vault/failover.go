@@ -4,11 +4,11 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"strings"
 
 	"holdfast/internal/dr"
 	"holdfast/internal/job"
 	"holdfast/internal/sqldb"
+	"holdfast/internal/vault/shape"
 	"holdfast/internal/vault/work"
 	"holdfast/internal/vaultdb"
 )
@@ -54,10 +54,15 @@ func (v *Vault) scenarios() map[string]work.Scenario {
 		"TestFailoverCleanup": {Title: "Clean up test failover", Restartable: true, Steps: steps{removeTest}},
 		"PlannedFailover":     {Title: "Planned failover", Steps: full, OnFail: steps{quick, start, resume}},
 		"UnplannedFailover":   {Title: "Failover", Steps: steps{check, probe, shutdown, drain, prepare, boot, verify}, OnFail: steps{quick, start, resume}},
-		"CommitFailover":      {Title: "Commit failover"}, // the end of the job changes the item
-		"CancelFailover":      {Title: "Cancel failover", Restartable: true, Steps: undo},
-		"ChangePit":           {Title: "Change recovery point", Steps: steps{prepare, remove, boot, verify}},
-		"MakeLocal":           {Title: "Copy the recovery VM's disks to its host", Steps: one("MakeLocal", "Copy the disks", r.makeLocalStep)},
+		shape.JobMove:         {Title: "Take the replication over", Restartable: true, Steps: one("TakeOver", "Give the replica to the host", p.moveStep)},
+		"Maintain": {Title: "Maintain the replica", Steps: one("Maintain", "Apply retention", func(ctx context.Context, s *job.StepContext) (job.Result, error) {
+			return v.Keeper.MaintainStep(ctx, s)
+		})},
+		"Scrub":          {Title: "Verify the replica", Steps: one("Scrub", "Read and verify every object", func(ctx context.Context, s *job.StepContext) (job.Result, error) { return v.Keeper.ScrubStep(ctx, s) })},
+		"CommitFailover": {Title: "Commit failover"}, // the end of the job changes the item
+		"CancelFailover": {Title: "Cancel failover", Restartable: true, Steps: undo},
+		"ChangePit":      {Title: "Change recovery point", Steps: steps{prepare, remove, boot, verify}},
+		"MakeLocal":      {Title: "Copy the recovery VM's disks to its host", Steps: one("MakeLocal", "Copy the disks", r.makeLocalStep)},
 		"RefreshDra": {Title: "Refresh host", Restartable: true, Steps: steps{
 			{Name: "RefreshInventory", Title: "Ask the host for its VMs", Attempts: 3, Run: p.refreshStep()}}},
 		"CheckConsistency": {Title: "Check consistency of the site", Restartable: true, Steps: one("ReconcileRecoveryPoints", "Compare the catalogue with the store", p.consistencyStep)},
@@ -66,7 +71,7 @@ func (v *Vault) scenarios() map[string]work.Scenario {
 		"CreateSite": "Create site", "DeleteSite": "Remove site", "RegisterDra": "Register host", "DeleteDra": "Remove host",
 		"AddProtectionProfile": "Create replication policy", "UpdateProtectionProfile": "Change replication policy",
 		"DeleteProtectionProfile": "Remove replication policy", "PairCloud": "Map protection container", "UnpairCloud": "Unmap protection container",
-		"UpdateVmProperties": "Change settings of the protected item",
+		"UpdateVmProperties": "Change settings of the protected item", "ChangeDisks": "Change the replicated disks",
 	} {
 		all[kind] = work.Scenario{Title: title}
 	}
@@ -76,7 +81,7 @@ func (v *Vault) scenarios() map[string]work.Scenario {
 func (v *Vault) finals() map[string]func(context.Context, *sql.Tx, *job.Job) error {
 	p, e := protection{v.core}, endings{v.core}
 	return map[string]func(context.Context, *sql.Tx, *job.Job) error{
-		"EnableDr": p.enableFinal, "DisableDr": p.disableFinal, "Resync": e.plainFinal, "TestFailover": e.testFinal, "TestFailoverCleanup": e.cleanupFinal,
+		"EnableDr": p.enableFinal, "DisableDr": p.disableFinal, "Resync": e.plainFinal, shape.JobMove: e.plainFinal, "TestFailover": e.testFinal, "TestFailoverCleanup": e.cleanupFinal,
 		"PlannedFailover": e.failoverFinal, "UnplannedFailover": e.failoverFinal, "CommitFailover": e.commitFinal,
 		"CancelFailover": e.cancelFinal, "ChangePit": e.changeFinal,
 	}
@@ -99,7 +104,7 @@ func (v failovers) StartFailover(ctx context.Context, r FailoverRequest) (dr.Job
 		return "", dr.Errorf(dr.KindInvalid, "vault.StartFailover", "%q is not a kind of failover", r.Kind)
 	}
 	return v.startItem(ctx, r.Item, op, scenario, r.By, in, func(ctx context.Context, tx *sql.Tx, it *vaultdb.Item) error {
-		if _, err := resolvePoint(ctx, tx, *it, in.Point); err != nil {
+		if _, err := v.Resolve(ctx, tx, *it, in.Point); err != nil {
 			return err
 		}
 		if r.Kind == dr.KindTestFailover {
@@ -146,27 +151,9 @@ func (v failovers) CancelFailover(ctx context.Context, id dr.ItemID, by string) 
 func (v failovers) ChangePoint(ctx context.Context, id dr.ItemID, point, by string) (dr.JobID, error) {
 	in := itemInput{Item: id, Kind: dr.KindUnplannedFailover, Point: point}
 	return v.startItem(ctx, id, OpChangePit, "ChangePit", by, in, func(ctx context.Context, tx *sql.Tx, it *vaultdb.Item) error {
-		_, err := resolvePoint(ctx, tx, *it, point)
+		_, err := v.Resolve(ctx, tx, *it, point)
 		return err
 	})
-}
-
-// resolvePoint finds a recovery point by what a caller asks for: "" or
-// "Latest" and "LatestProcessed" (the same here: a point that is listed needs no more
-// processing), "LatestApplicationConsistent", "LatestCrashConsistent" (any), a name, or an id that ends in a name.
-func resolvePoint(ctx context.Context, q sqldb.Querier, it vaultdb.Item, want string) (vaultdb.Point, error) {
-	name := want[strings.LastIndexByte(want, '/')+1:]
-	switch strings.ToLower(name) {
-	case "", "latest", "latestprocessed", "latestcrashconsistent":
-		return vaultdb.LatestPoint(ctx, q, it.Machine, "")
-	case "latestapplicationconsistent":
-		return vaultdb.LatestPoint(ctx, q, it.Machine, dr.AppConsistent)
-	}
-	g, n, err := dr.ParsePointName(strings.ToLower(name))
-	if err != nil {
-		return vaultdb.Point{}, err
-	}
-	return vaultdb.PointByNumber(ctx, q, it.Machine, g, n)
 }
 
 func decodeInput(j *job.Job, in *itemInput) error {

@@ -15,6 +15,7 @@ import (
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/job"
 	"holdfast/internal/sqldb"
+	"holdfast/internal/vault/replica"
 	"holdfast/internal/vault/site"
 	"holdfast/internal/vault/state"
 	"holdfast/internal/vault/work"
@@ -35,7 +36,7 @@ func (v recovery) failoverCheckStep(ctx context.Context, s *job.StepContext) (jo
 	if err != nil {
 		return job.Result{}, err
 	}
-	if _, err := resolvePoint(ctx, v.st.Q(), it, in.Point); err != nil {
+	if _, err := v.Resolve(ctx, v.st.Q(), it, in.Point); err != nil {
 		return job.Result{}, err
 	}
 	site, err := site.RecoveryFabric(ctx, v.st.Q(), it.Fabric, it.Policy, it.SourceAgent)
@@ -276,7 +277,7 @@ func (v recovery) prepareStep(ctx context.Context, s *job.StepContext) (job.Resu
 	} else if err := v.Replicas.Reconcile(ctx, it, false); err != nil {
 		return job.Result{}, err
 	}
-	p, err := resolvePoint(ctx, v.st.Q(), it, in.Point)
+	p, err := v.Resolve(ctx, v.st.Q(), it, in.Point)
 	if err != nil {
 		return job.Result{}, err
 	}
@@ -287,9 +288,20 @@ func (v recovery) prepareStep(ctx context.Context, s *job.StepContext) (job.Resu
 		return job.Result{}, &job.Error{Class: job.Permanent, Err: dr.New(dr.KindConflict, dr.CodeObjectConflict, op, "the newest recovery point of %s is %s, not %s that the source sent last",
 			it.VMName, p.Name(), dr.PointName(drained.Gen, drained.N))}
 	}
+	warn, err := v.CheckKeys(ctx, p.Machine, p.Gen, p.N, in.Kind == dr.KindTestFailover)
+	if err != nil {
+		return job.Result{}, err
+	}
 	serving := vaultdb.Serving{ID: state.NewID(), Item: it.ID, Machine: it.Machine, Gen: p.Gen, N: p.N, Agent: it.RecoveryAgent, Kind: in.Kind, Created: v.st.Now()}
 	out := work.StepOut{Serving: serving.ID, Gen: p.Gen, N: p.N, Time: sqldb.Micros(p.Time), Agent: serving.Agent,
 		Outcome: map[string]string{"recoveryPoint": p.Name(), "recoveryPointTime": p.Time.Format(time.RFC3339)}}
+	if warn != nil {
+		out.Outcome["keys"] = state.Clip(warn.Error())
+	}
+	// From here on nothing that the point needs is deleted, even if this vault dies.
+	if err := v.Lease(ctx, replica.ServingLease(serving)); err != nil {
+		return job.Result{}, err
+	}
 	return job.Done(out, func(tx *sql.Tx) error {
 		if failover && !in.Source {
 			if err := v.noteSplitBrain(ctx, tx, it, s.Job()); err != nil {

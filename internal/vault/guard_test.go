@@ -102,9 +102,17 @@ func TestSameHostKeepsItsID(t *testing.T) {
 		}
 		err := old.post(agentapi.PathPoll, agentapi.PollRequest{}, nil)
 		wantCode(t, err, dr.KindForbidden, dr.CodeAgentRevoked)
-		var poll agentapi.PollResponse
-		if err := s.src.post(agentapi.PathPoll, agentapi.PollRequest{}, &poll); err != nil || len(poll.Assignments) != 1 {
-			t.Fatalf("after the reinstall: %v, assignments %v", err, poll.Assignments)
+		// Its agent may have lost everything: the replica goes on in a new generation.
+		last := s.points()[0]
+		s.until("a new generation from the last point", func() bool {
+			var poll agentapi.PollResponse
+			if err := s.src.post(agentapi.PathPoll, agentapi.PollRequest{}, &poll); err != nil {
+				t.Fatal(err)
+			}
+			return len(poll.Assignments) == 1 && poll.Assignments[0].Generation == 2 && poll.Assignments[0].Base != nil && poll.Assignments[0].Base.N == last.N
+		})
+		if got := s.points(); len(got) == 0 || got[0].Name() != last.Name() {
+			t.Errorf("points after the reinstall: %v", got)
 		}
 	})
 }
@@ -223,18 +231,29 @@ func TestUploadsAreConfined(t *testing.T) {
 				Objects: []agentapi.UploadObject{{Name: name, Size: 10, SHA256: sum}}}, nil)
 		}
 		good := cut.CutObject(m, 1, 9)
-		if err := ask(s.src, s.machine, 1, good); err != nil {
-			t.Fatal(err)
+		for _, mine := range []string{good, cut.PartObject(m, 1, 9, 0, 0), cut.TileObject(m, 1, 0, 0, 9, "u"), cut.KeyObject(m, 1<<12+5)} {
+			if err := ask(s.src, s.machine, 1, mine); err != nil {
+				t.Fatal(err)
+			}
 		}
 		for name, err := range map[string]error{
-			"another machine's object": ask(s.src, s.machine, 1, cut.CutObject(other, 1, 9)),
-			"another generation":       ask(s.src, s.machine, 1, cut.CutObject(m, 2, 9)),
-			"a generation object":      ask(s.src, s.machine, 1, cut.GenObject(m, 2)),
-			"the vault's object":       ask(s.src, s.machine, 1, cut.VaultObject()),
-			"no object of ours":        ask(s.src, s.machine, 1, "v1/m/x"),
-			"a future generation":      ask(s.src, s.machine, 2, cut.CutObject(m, 2, 9)),
-			"an unknown machine":       ask(s.src, string(other), 1, cut.CutObject(other, 1, 9)),
-			"the recovery agent":       ask(s.dst, s.machine, 1, good),
+			"another machine's object":   ask(s.src, s.machine, 1, cut.CutObject(other, 1, 9)),
+			"another generation":         ask(s.src, s.machine, 1, cut.CutObject(m, 2, 9)),
+			"another generation's key":   ask(s.src, s.machine, 1, cut.KeyObject(m, 2<<12)),
+			"a key sealed again":         ask(s.src, s.machine, 1, cut.WrapObject(m, 1<<12, cut.KeyID{1})),
+			"another machine's key":      ask(s.src, s.machine, 1, cut.KeyObject(other, 1<<12)),
+			"a run":                      ask(s.src, s.machine, 1, cut.RunObject(m, 1, 9, 3, "u")),
+			"a map":                      ask(s.src, s.machine, 1, cut.MapObject(m, 1, 9, "u")),
+			"rewritten data":             ask(s.src, s.machine, 1, cut.DataObject(m, 1, 9, "u", 0)),
+			"a plan":                     ask(s.src, s.machine, 1, cut.ManifestObject(m, 1)),
+			"a lease":                    ask(s.src, s.machine, 1, cut.LeaseObject(m, 1<<40, "u")),
+			"a description of the vault": ask(s.src, s.machine, 1, cut.VaultKeyObject(1)),
+			"a generation object":        ask(s.src, s.machine, 1, cut.GenObject(m, 2)),
+			"the vault's object":         ask(s.src, s.machine, 1, cut.VaultObject()),
+			"no object of ours":          ask(s.src, s.machine, 1, "v1/m/x"),
+			"a future generation":        ask(s.src, s.machine, 2, cut.CutObject(m, 2, 9)),
+			"an unknown machine":         ask(s.src, string(other), 1, cut.CutObject(other, 1, 9)),
+			"the recovery agent":         ask(s.dst, s.machine, 1, good),
 		} {
 			if k := dr.KindOf(err); err == nil || k == dr.KindInternal || k == dr.KindUnavailable {
 				t.Errorf("%s: %v", name, err)
@@ -291,27 +310,31 @@ func TestCatalogueFollowsTheStore(t *testing.T) {
 		if got := len(s.points()); got != 7 {
 			t.Fatalf("%d points, want 7", got)
 		}
-		// A cut that skips one.
+		// A cut that skips one: its writer gets a new generation, which goes on from
+		// the last good cut.
+		good := s.points()[0]
 		s.src.mu.Lock()
 		ch := s.src.chains[s.machine]
-		good := *ch
 		ch.prev.N, ch.n = ch.prev.N+5, ch.n+6
 		s.src.mu.Unlock()
 		_, err := s.src.cut(s.machine, dr.CrashConsistent)
 		wantCode(t, err, dr.KindConflict, dr.CodeObjectConflict)
-		if got := len(s.points()); got != 7 {
-			t.Errorf("%d points, want 7", got)
+		s.until("replication goes on in a new generation", func() bool { return s.points()[0].Gen == 2 })
+		if got := s.points(); len(got) != 8 || got[1].Name() != good.Name() {
+			t.Errorf("points %v, want 8 with %s as the last but one", got, good.Name())
 		}
-		// Retention took the oldest object away.
-		oldest := s.points()[6]
+		if d := must[vault.Detail](t)(s.vault().Detail(ctx, s.item)); d.ResyncCode != dr.CodeLogSequence {
+			t.Errorf("the item does not say why a resynchronization is due: %+v", d)
+		}
+		// Somebody took the oldest object away.
+		oldest := s.points()[7]
 		if err := w.bucket.Delete(ctx, cut.CutObject(oldest.Machine, oldest.Gen, oldest.N)); err != nil {
 			t.Fatal(err)
 		}
 		s.run(s.vault().CheckConsistency(ctx, "Primary", "test"))
-		if got := len(s.points()); got != 6 {
-			t.Errorf("%d points, want 6", got)
+		if got := len(s.points()); got != 7 {
+			t.Errorf("%d points, want 7", got)
 		}
-		_ = good
 	})
 }
 

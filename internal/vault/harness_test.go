@@ -28,23 +28,16 @@ import (
 
 	"holdfast/internal/agentapi"
 	"holdfast/internal/agentgate"
-	"holdfast/internal/armapi"
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
 	"holdfast/internal/job"
 	"holdfast/internal/objstore"
 	"holdfast/internal/objstore/httpstore"
 	"holdfast/internal/objstore/mem"
-	"holdfast/internal/portal"
 	"holdfast/internal/sqldb"
 	"holdfast/internal/sqldb/sqldbtest"
 	"holdfast/internal/vault"
 	"holdfast/internal/vaultdb"
-)
-
-var (
-	_ armapi.Service = (*vault.Vault)(nil)
-	_ portal.Vault   = (*vault.Vault)(nil)
 )
 
 func TestMain(m *testing.M) { sqldbtest.Main(m) }
@@ -178,12 +171,7 @@ func (w *world) start(url string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	v, err := vault.New(vault.Config{DB: db, Bucket: w.faults, Signer: w.signer, Tickets: w.signer, VaultKey: w.key, PublicURL: url, Clock: w.clock.now,
-		Identity:    vault.Identity{Name: "vault1", SubscriptionID: "5ab7cd1e-0000-4000-8000-000000000001", ResourceGroup: "rg", TenantID: "t", Location: "local"},
-		HealthEvery: 50 * time.Millisecond, ReconcileEvery: 200 * time.Millisecond, VerifyTimeout: 5 * time.Second, ShutdownWait: 5 * time.Second,
-		DrainWait: 3 * time.Second, PollWait: 2 * time.Second, Log: w.log,
-		Engine: job.Config{Owner: "vault", Poll: 200 * time.Millisecond, CancelBound: 3 * time.Second,
-			Retry: job.Retry{Base: 30 * time.Millisecond, Cap: 200 * time.Millisecond}}})
+	v, err := vault.New(w.config(db, w.faults, url))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -207,6 +195,30 @@ func (w *world) start(url string) {
 	w.mu.Lock()
 	w.v, w.db, w.handler = v, db, mux
 	w.mu.Unlock()
+}
+
+func (w *world) config(db *sqldb.DB, b objstore.Bucket, url string) vault.Config {
+	return vault.Config{DB: db, Bucket: b, Signer: w.signer, Tickets: w.signer, VaultKey: w.key, PublicURL: url, Clock: w.clock.now,
+		Identity:    vault.Identity{Name: "vault1", SubscriptionID: "5ab7cd1e-0000-4000-8000-000000000001", ResourceGroup: "rg", TenantID: "t", Location: "local"},
+		HealthEvery: 50 * time.Millisecond, ReconcileEvery: 200 * time.Millisecond, VerifyTimeout: 5 * time.Second, ShutdownWait: 5 * time.Second,
+		DrainWait: 3 * time.Second, PollWait: 2 * time.Second, Log: w.log, UpkeepEvery: 200 * time.Millisecond, ScrubRate: -1,
+		Engine: job.Config{Owner: "vault", Poll: 200 * time.Millisecond, CancelBound: 3 * time.Second,
+			Retry: job.Retry{Base: 30 * time.Millisecond, Cap: 200 * time.Millisecond}}}
+}
+
+// tryStart starts a vault over another bucket, and says why it does not.
+func (w *world) tryStart(b objstore.Bucket) error {
+	db, err := sqldb.Open(w.t.Context(), sqldb.Config{URL: w.dbURL})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	v, err := vault.New(w.config(db, b, w.url()))
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	return v.Start(w.t.Context())
 }
 
 // stop ends the vault as a shutdown does; idempotent.
@@ -333,7 +345,7 @@ type agent struct {
 	chains   map[string]*chain                                              // by machine
 	served   map[string]string                                              // serving → VM
 	opened   map[string]agentapi.OpenPointResponse                          // serving → what it took
-	fenced   int
+	shape    func(*cut.Commit)                                              // changes what the next cuts say of themselves
 	stopLoop context.CancelFunc
 	done     chan struct{}
 }
@@ -715,7 +727,7 @@ func (a *agent) writeCut(machine string, c dr.Consistency) (res agentapi.PointRe
 		return res, dr.Errorf(dr.KindPrecondition, "sim", "machine %s is not assigned", machine)
 	}
 	m := dr.MachineID(machine)
-	epoch := ch.gen
+	epoch := ch.gen << 12
 	if !ch.begun {
 		pub, err := cut.ParseVaultPublicKey(x.VaultPublicKey)
 		if err != nil {
@@ -740,8 +752,14 @@ func (a *agent) writeCut(machine string, c dr.Consistency) (res agentapi.PointRe
 		return res, err
 	}
 	now := a.w.clock.now().UTC().Truncate(time.Microsecond)
-	sealed, err := wr.Close(&cut.Commit{Gen: dr.Generation(ch.gen), N: ch.n, Prev: ch.prev, Time: now, Consistency: c, Base: ch.prev.IsZero(),
-		Disks: []cut.Disk{{Index: 0, ID: "vda", Size: 1 << 30}}, VM: cut.VMRecord{Name: "web1", UUID: vmUUID}})
+	commit := &cut.Commit{Gen: dr.Generation(ch.gen), N: ch.n, Prev: ch.prev, Time: now, Consistency: c, Base: ch.prev.IsZero(),
+		Disks: []cut.Disk{{Index: 0, ID: "vda", Size: 1 << 30}}, VM: cut.VMRecord{Name: "web1", UUID: vmUUID}}
+	a.mu.Lock()
+	if a.shape != nil {
+		a.shape(commit)
+	}
+	a.mu.Unlock()
+	sealed, err := wr.Close(commit)
 	if err != nil {
 		return res, err
 	}
@@ -766,7 +784,7 @@ func (a *agent) writeCutSigned(machine string) (signedPut, error) {
 	a.mu.Unlock()
 	m := dr.MachineID(machine)
 	var buf bytes.Buffer
-	wr, err := cut.NewWriter(&buf, cut.WriterConfig{Header: cut.Header{Kind: cut.KindCut, Machine: m, Gen: dr.Generation(ch.gen), N: ch.n, KeyEpoch: ch.gen}, Key: ch.epoch})
+	wr, err := cut.NewWriter(&buf, cut.WriterConfig{Header: cut.Header{Kind: cut.KindCut, Machine: m, Gen: dr.Generation(ch.gen), N: ch.n, KeyEpoch: ch.gen << 12}, Key: ch.epoch})
 	if err != nil {
 		return out, err
 	}

@@ -3,6 +3,7 @@ package vault
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,9 @@ import (
 	"holdfast/internal/agentapi"
 	"holdfast/internal/dr"
 	"holdfast/internal/job"
+	"holdfast/internal/sqldb"
+	"holdfast/internal/vault/replication"
+	"holdfast/internal/vault/shape"
 	"holdfast/internal/vault/site"
 	"holdfast/internal/vault/state"
 	"holdfast/internal/vault/work"
@@ -45,8 +49,23 @@ func (v items) Enable(ctx context.Context, r EnableRequest) (dr.JobID, error) {
 	if err != nil {
 		return "", err
 	}
+	machine := dr.MachineID(state.NewID())
+	if r.Seed != "" {
+		vm, err := v.VM(ctx, f.ID, r.VM)
+		if err != nil {
+			return "", err
+		}
+		disks, err := shape.Choose(op, vm, r.Disks)
+		if err != nil {
+			return "", err
+		}
+		if err := v.CheckSeed(ctx, r.Seed, vm, disks); err != nil {
+			return "", err
+		}
+		machine = r.Seed
+	}
 	jobID := state.Ordered()
-	it := vaultdb.Item{ProtectedItem: dr.ProtectedItem{ID: dr.ItemID(state.NewID()), Name: r.Name, Fabric: f.ID, Policy: p.ID, Machine: dr.MachineID(state.NewID()),
+	it := vaultdb.Item{ProtectedItem: dr.ProtectedItem{ID: dr.ItemID(state.NewID()), Name: r.Name, Fabric: f.ID, Policy: p.ID, Machine: machine,
 		Protection: dr.Enabling, Failover: dr.FailoverNone, Test: dr.TestNone, Active: dr.AtPrimary, Health: dr.HealthNormal,
 		Settings: r.Settings, Created: v.st.Now(), Job: dr.JobID(jobID)}}
 	err = v.st.Tx(ctx, func(tx *sql.Tx) error {
@@ -65,9 +84,10 @@ func (v items) Enable(ctx context.Context, r EnableRequest) (dr.JobID, error) {
 			return dr.New(dr.KindPrecondition, dr.CodeOperationNotAllowed, op, "host %s of %s does not have the source role", agent.Host, vm.Name)
 		}
 		it.VM, it.VMName, it.SourceAgent = vm.ID, vm.Name, vm.Agent
-		if it.Disks, err = chooseDisks(vm, r.Disks); err != nil {
+		if it.Disks, err = shape.Choose(op, vm, r.Disks); err != nil {
 			return err
 		}
+		it.More = vaultdb.More{Shaped: true, Excluded: shape.Others(vm, it.Disks), Seed: r.Seed != ""}
 		// The recovery site may be registered later.
 		it.RecoveryFabric, err = site.RecoveryFabric(ctx, tx, f.ID, p.ID, vm.Agent)
 		if err != nil && dr.CodeOf(err) != dr.CodeNoRecoverySite {
@@ -97,27 +117,12 @@ func (v items) insertOrRetry(ctx context.Context, tx *sql.Tx, it *vaultdb.Item) 
 	if err != nil || old.Protection != dr.EnableFailed || old.VM != it.VM || old.Job != "" {
 		return vaultdb.InsertItem(ctx, tx, *it)
 	}
-	it.ID, it.Machine, it.Gen, it.Created = old.ID, old.Machine, old.Gen, old.Created
+	if it.More.Seed && it.Machine != old.Machine {
+		return dr.New(dr.KindConflict, dr.CodeAlreadyExists, "vault.Enable", "%s has a replica already that was begun without this seed", it.VMName).
+			WithHint("disable its protection first, then enable it with the seed")
+	}
+	it.ID, it.Machine, it.Gen, it.Created, it.More.Seed = old.ID, old.Machine, old.Gen, old.Created, old.More.Seed
 	return v.st.SaveItem(ctx, tx, *it)
-}
-
-func chooseDisks(vm dr.VM, want []string) ([]string, error) {
-	const op = "vault.Enable"
-	var ids []string
-	for _, d := range vm.Disks {
-		if len(want) == 0 || slices.Contains(want, d.ID) {
-			ids = append(ids, d.ID)
-		}
-	}
-	for _, id := range want {
-		if !slices.Contains(ids, id) {
-			return nil, dr.Errorf(dr.KindInvalid, op, "%s has no disk %q", vm.Name, id)
-		}
-	}
-	if len(ids) == 0 {
-		return nil, dr.New(dr.KindUnsupported, dr.CodeNoDisks, op, "%s has no disk", vm.Name)
-	}
-	return ids, nil
 }
 
 // Item finds a protected item of a site by name.
@@ -138,20 +143,6 @@ func (v items) Items(ctx context.Context, f dr.FabricID) ([]dr.ProtectedItem, er
 	out := make([]dr.ProtectedItem, len(rows))
 	for i, r := range rows {
 		out[i] = r.ProtectedItem
-	}
-	return out, state.Outward(err)
-}
-
-// Points lists an item's recovery points, newest first.
-func (v items) Points(ctx context.Context, id dr.ItemID) ([]dr.RecoveryPoint, error) {
-	it, err := vaultdb.ItemByID(ctx, v.st.Q(), id)
-	if err != nil {
-		return nil, state.Outward(err)
-	}
-	rows, err := vaultdb.Points(ctx, v.st.Q(), it.Machine, 0)
-	out := make([]dr.RecoveryPoint, len(rows))
-	for i, r := range rows {
-		out[i] = r.RecoveryPoint
 	}
 	return out, state.Outward(err)
 }
@@ -189,29 +180,55 @@ func (v items) Update(ctx context.Context, r UpdateRequest) (dr.JobID, error) {
 	})
 }
 
-// Pause stops the cycles of an item, or lets them go on. Tracking goes on meanwhile.
-func (v items) Pause(ctx context.Context, id dr.ItemID, paused bool, by string) error {
-	return v.st.Tx(ctx, func(tx *sql.Tx) error {
-		it, err := vaultdb.LockItem(ctx, tx, id)
-		if err != nil || it.Paused == paused {
-			return err
-		}
-		it.Paused = paused
-		if err := v.st.SaveItem(ctx, tx, it); err != nil {
-			return err
-		}
-		return v.st.Note(ctx, tx, vaultdb.Event{Kind: "pause", Item: id, By: by, Audit: true}, "replication of %s: paused=%v", it.VMName, paused)
+// Resync asks the source agent for a resynchronization now, and gives it the
+// replica back if a failover that failed has left it fenced. Recovery points stay.
+// The job ends when the request is stored; the item shows how far it is. Pause
+// stops one that runs.
+func (v items) Resync(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error) {
+	return v.ResyncWith(ctx, id, ResyncOptions{}, by)
+}
+
+// ResyncWith is Resync with options.
+func (v items) ResyncWith(ctx context.Context, id dr.ItemID, o ResyncOptions, by string) (dr.JobID, error) {
+	return v.startItem(ctx, id, OpRepairReplication, "Resync", by, itemInput{Item: id}, func(_ context.Context, _ *sql.Tx, it *vaultdb.Item) error {
+		replication.Request(it, o)
+		return nil
 	})
 }
 
-// Resync asks the source agent for a resynchronization, and gives it the
-// replica back if a failover that failed has left it fenced. Recovery points stay.
-// The job ends when the request is stored; the item shows how far it is.
-func (v items) Resync(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error) {
-	return v.startItem(ctx, id, OpRepairReplication, "Resync", by, itemInput{Item: id}, func(_ context.Context, _ *sql.Tx, it *vaultdb.Item) error {
-		it.ResyncRequest = state.NewID()
-		return nil
-	})
+// Detail says of an item what dr.ProtectedItem and its status do not.
+func (v items) Detail(ctx context.Context, id dr.ItemID) (Detail, error) {
+	it, err := vaultdb.ItemByID(ctx, v.st.Q(), id)
+	if err != nil {
+		return Detail{}, state.Outward(err)
+	}
+	r, err := v.Report(ctx, id)
+	if err != nil {
+		return Detail{}, err
+	}
+	out := Detail{PauseReason: it.More.PauseReason, ResumeAt: it.More.ResumeAt, Excluded: it.More.Excluded, Seeded: it.More.Seed,
+		NextInitial: r.NextInitial, Attempt: r.Attempt, RetryAt: r.RetryAt, SentBytes: r.SentBytes, CutDisks: r.CutDisks,
+		ResyncCode: r.ResyncReason, ResyncText: it.Resync, NextResync: r.NextResync}
+	vm, err := vaultdb.VM(ctx, v.st.Q(), it.Fabric, it.VM)
+	if err != nil && dr.KindOf(err) != dr.KindNotFound {
+		return out, state.Outward(err)
+	}
+	if err == nil {
+		out.NewDisks = shape.NewDisks(it, vm)
+	}
+	if out.Statistics, err = v.Statistics(ctx, id); err != nil {
+		return out, err
+	}
+	if out.Anomaly, err = v.Anomaly(ctx, id); err != nil {
+		return out, err
+	}
+	groups, err := v.Registry.Groups(ctx)
+	for _, g := range groups {
+		if slices.Contains(g.Items, id) {
+			out.Group = g.ID
+		}
+	}
+	return out, err
 }
 
 // Disable ends the protection of an item: the source agent removes its
@@ -375,6 +392,34 @@ func (v protection) relationshipStep(ctx context.Context, s *job.StepContext) (j
 	}
 	g, err := v.Replicas.OpenGeneration(ctx, s, in.Item, it.SourceAgent, "protect")
 	if err != nil {
+		return job.Result{}, err
+	}
+	return job.Done(work.StepOut{Gen: g.Gen}, nil), nil
+}
+
+// moveStep gives the replica to the agent that takes it over.
+func (v protection) moveStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+	var in shape.MoveInput
+	if err := s.Input(&in); err != nil {
+		return job.Result{}, err
+	}
+	err := s.Commit(ctx, func(tx *sql.Tx) error {
+		it, err := vaultdb.LockItem(ctx, tx, in.Item)
+		if err != nil || it.SourceAgent == in.Agent {
+			return err
+		}
+		v.st.Assigned(tx, it.SourceAgent)
+		it.SourceAgent = in.Agent
+		return v.st.SaveItem(ctx, tx, it)
+	})
+	if err != nil {
+		return job.Result{}, err
+	}
+	g, err := v.Replicas.OpenGeneration(ctx, s, in.Item, in.Agent, "take over")
+	if err != nil {
+		if job.ClassOf(err) == job.Transient && !errors.Is(err, sqldb.ErrInfrastructure) {
+			err = &job.Error{Class: job.Wait, Err: err} // nothing else would let replication go on
+		}
 		return job.Result{}, err
 	}
 	return job.Done(work.StepOut{Gen: g.Gen}, nil), nil

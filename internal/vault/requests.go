@@ -1,9 +1,18 @@
 package vault
 
 import (
+	"time"
+
 	"holdfast/internal/dr"
 	"holdfast/internal/vault/access"
+	"holdfast/internal/vault/group"
+	"holdfast/internal/vault/health"
+	"holdfast/internal/vault/points"
+	"holdfast/internal/vault/replica"
+	"holdfast/internal/vault/replication"
+	"holdfast/internal/vault/shape"
 	"holdfast/internal/vault/site"
+	"holdfast/internal/vault/upkeep"
 	"holdfast/internal/vault/work"
 )
 
@@ -24,7 +33,48 @@ type (
 	RegistrationKey = site.RegistrationKey
 	KeyRequest      = site.KeyRequest
 	JobFilter       = work.JobFilter
+
+	PauseRequest  = replication.PauseRequest
+	ResyncOptions = replication.ResyncOptions
+	PointDetail   = points.Detail
+	Anomaly       = points.Anomaly
+	GroupPoint    = group.Point
+	UpkeepStatus  = upkeep.Status
+	StoreStatus   = upkeep.StoreStatus
+	Damage        = upkeep.Damage
+	Planned       = upkeep.Planned
+	Seed          = replica.Seed
+	Statistics    = health.Statistics
+	Interval      = health.Interval
 )
+
+// CodeDiskNotReplicated is the reason for the health of an item whose VM has a
+// disk that is neither replicated nor excluded.
+const CodeDiskNotReplicated = shape.CodeDiskNotReplicated
+
+// Detail says of an item what dr.ProtectedItem and dr.ReplicationStatus do not.
+type Detail struct {
+	PauseReason string
+	ResumeAt    time.Time // when a pause ends by itself; zero = when somebody says so
+
+	ResyncCode dr.Code   // why a resynchronization is due or runs; empty = none
+	ResyncText string    // the same for people
+	NextResync time.Time // when it begins by itself; zero = at once, or when somebody says so
+
+	NextInitial time.Time // when the initial replication begins or goes on
+	Attempt     int       // of what fails
+	RetryAt     time.Time // when that is tried again
+	SentBytes   int64     // since the agent's process started
+	CutDisks    []string  // of the newest cut
+
+	Excluded []string // disks that shall not be replicated
+	NewDisks []string // disks that nobody has decided about
+	Seeded   bool     // protection was begun with a seed
+	Group    dr.GroupID
+
+	Statistics Statistics // of the running monitoring interval
+	Anomaly    *Anomaly   // open alarm; nil = none
+}
 
 // SessionLifetime is how long a session of the portal lasts.
 const SessionLifetime = access.SessionLifetime
@@ -37,6 +87,7 @@ type EnableRequest struct {
 	Policy   string   // policy name
 	Disks    []string // disk ids to include; empty = all
 	Settings dr.ItemSettings
+	Seed     dr.MachineID // machine of the store whose seed protection begins with; empty = none
 	By       string
 }
 

@@ -15,8 +15,19 @@
 //     again by itself.
 //   - A failover that fails or is cancelled leaves the item as it was before,
 //     with replication going on.
+//   - What somebody or something changes about a running replication (disks, host,
+//     a reinstalled agent, a moved store) keeps its history: the next cut goes on
+//     from the last good one.
+//   - Retention is done in the background by one vault at a time; what is named,
+//     held or being read is kept.
 //   - Secrets (registration keys, tokens, passwords, data keys, signed URLs) are
 //     stored as hashes or sealed, and never logged.
+//
+// The parts: site (sites, agents, policies), replica (generations, uploads,
+// catalogue, digests), replication (pauses, resynchronizations, status,
+// statistics), points (retention's view, names, alarms), group (consistency
+// groups), shape (disks, moves), upkeep (maintenance, scrubs), assign (what agents
+// are told), health, work (jobs), access, identity and state.
 //
 // Methods for the API use the nouns of package dr; methods for agents (Enroll,
 // Poll, Report, …) use the messages of package agentapi, whose ids and rules
@@ -35,16 +46,23 @@ import (
 	"sync"
 	"time"
 
+	"holdfast/internal/compact"
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
 	"holdfast/internal/job"
 	"holdfast/internal/objstore"
 	"holdfast/internal/sqldb"
+	"holdfast/internal/store"
 	"holdfast/internal/vault/access"
+	"holdfast/internal/vault/group"
 	"holdfast/internal/vault/identity"
+	"holdfast/internal/vault/points"
 	"holdfast/internal/vault/replica"
+	"holdfast/internal/vault/replication"
+	"holdfast/internal/vault/shape"
 	"holdfast/internal/vault/site"
 	"holdfast/internal/vault/state"
+	"holdfast/internal/vault/upkeep"
 	"holdfast/internal/vault/work"
 	"holdfast/internal/vaultdb"
 )
@@ -71,6 +89,10 @@ type Config struct {
 	VerifyTimeout  time.Duration // how long a booted VM may take for a sign of life; 0 = 3 min
 	ShutdownWait   time.Duration // how long a guest may take to shut down; 0 = 10 min
 	DrainWait      time.Duration // how long an unplanned failover waits for the source's last changes; 0 = 10 min
+	UpkeepEvery    time.Duration // how often is looked for due maintenance and scrubs; 0 = 30 s, below 0 = never
+	ScrubRate      int64         // bytes a second that scrubs read; 0 = 64 MiB, below 0 = unlimited
+	Grace          time.Duration // how long unreachable objects stay in the store; 0 = 24 h
+	LeftoverGrace  time.Duration // the same for what was never part of a history; 0 = 7 days
 	Clock          func() time.Time
 	Log            *slog.Logger
 	Version        string
@@ -123,6 +145,11 @@ type core struct {
 	*site.Sites
 	*site.Profiles
 	*replica.Replicas
+	*replication.Control
+	*points.Catalogue
+	*group.Registry
+	*shape.Watcher
+	*upkeep.Keeper
 	*work.Board
 
 	cfg Config
@@ -162,8 +189,12 @@ func New(cfg Config) (*Vault, error) {
 	}
 	cfg.defaults()
 	st := &state.State{DB: cfg.DB, Clock: cfg.Clock, PollWait: cfg.PollWait, Log: cfg.Log}
-	c := &core{cfg: cfg, st: st,
-		Replicas: replica.New(replica.Config{State: st, Bucket: cfg.Bucket, Signer: cfg.Signer, Tickets: cfg.Tickets, StoreURL: cfg.StoreURL, Key: cfg.VaultKey})}
+	c := &core{cfg: cfg, st: st, Catalogue: points.New(st), Registry: group.New(st)}
+	c.Control = replication.New(st, func(ctx context.Context, tx *sql.Tx, it *vaultdb.Item, why string) error {
+		return c.Watcher.Reopen(ctx, tx, it, why)
+	})
+	c.Replicas = replica.New(replica.Config{State: st, Bucket: cfg.Bucket, Signer: cfg.Signer, Tickets: cfg.Tickets, StoreURL: cfg.StoreURL, Key: cfg.VaultKey,
+		Listed: c.listed, OutOfSequence: c.outOfSequence})
 	v := &Vault{core: c, items: items{c}, failovers: failovers{c}, channel: channel{c}, Access: access.New(st),
 		ident: identity.New(st, cfg.VaultKey, cfg.Identity.Name, cfg.PublicURL, cfg.Hosts)}
 	c.ctx, v.cancel = context.WithCancel(context.Background())
@@ -173,7 +204,64 @@ func New(cfg Config) (*Vault, error) {
 	}
 	c.Sites = site.New(st, c.Board, v.ident.Authority, cfg.PublicURL)
 	c.Profiles = site.NewProfiles(c.Sites)
+	c.Watcher = shape.New(st, c.Board)
+	c.Keeper = upkeep.New(upkeep.Config{State: st, Jobs: c.Board, Bucket: cfg.Bucket, Store: c.Replicas.Reader(), Keys: c.Replicas.Keyring(), Compactor: c.compactor,
+		Software: cfg.Version, Want: c.Control.Want, Reconcile: c.Replicas.Reconcile, Tick: cfg.UpkeepEvery, ScrubRate: cfg.ScrubRate,
+		Grace: cfg.Grace, LeftoverGrace: cfg.LeftoverGrace,
+		Rules: func(ctx context.Context, it vaultdb.Item) (compact.Rules, error) {
+			return c.Catalogue.Rules(ctx, st.Q(), it)
+		}})
 	return v, nil
+}
+
+// listed is what happens with every point that comes on the catalogue.
+func (c *core) listed(ctx context.Context, tx *sql.Tx, it *vaultdb.Item, p store.CutInfo, announced bool) error {
+	if err := c.Control.Committed(ctx, tx, it, p, announced); err != nil {
+		return err
+	}
+	return c.Catalogue.Listed(ctx, tx, it, p)
+}
+
+// outOfSequence deals with a writer that goes on from another history than the
+// store's: it gets a new generation, whose base is the last good cut. A writer
+// that makes nothing of a new generation gets the next one after ten minutes only.
+func (c *core) outOfSequence(ctx context.Context, it vaultdb.Item, what error) error {
+	if err := c.Control.Want(ctx, it.ID, vaultdb.Want{Code: dr.CodeLogSequence, Text: state.Clip(what.Error())}); err != nil {
+		return err
+	}
+	return c.st.Tx(ctx, func(tx *sql.Tx) error {
+		it, err := vaultdb.LockItem(ctx, tx, it.ID)
+		if err != nil {
+			return err
+		}
+		gens, err := vaultdb.Generations(ctx, tx, it.Machine)
+		if err != nil {
+			return err
+		}
+		last, err := vaultdb.LatestPoint(ctx, tx, it.Machine, "")
+		if err != nil && dr.CodeOf(err) != dr.CodeNoRecoveryPoint {
+			return err
+		}
+		if g, ok := replica.Current(it, gens); !ok || last.Gen != g.Gen && c.st.Now().Sub(g.Created) < 10*time.Minute {
+			return nil
+		}
+		return c.Watcher.Reopen(ctx, tx, &it, "its cuts do not continue the history")
+	})
+}
+
+// compactor names this vault in the store's plans.
+func (c *core) compactor(ctx context.Context) (string, error) {
+	id, err := vaultdb.Setting(ctx, c.st.Q(), "vaultId")
+	return id + "/" + c.cfg.Engine.Owner, state.Outward(err)
+}
+
+// leaseEvery is how often leases are looked after; they last far longer.
+const leaseEvery = 30 * time.Second
+
+// readers renews the leases of those who read the store, and closes views that nobody uses.
+func (v *Vault) readers(ctx context.Context) error {
+	v.Replicas.CloseIdle()
+	return v.Replicas.RenewLeases(ctx)
 }
 
 // Start migrates the database, loads or makes the vault's authority, claims
@@ -201,6 +289,10 @@ func (v *Vault) Start(ctx context.Context) error {
 	v.st.Began()
 	v.spawn(func() { v.every("reconcile recovery points", v.cfg.ReconcileEvery, v.ReconcileAll) })
 	v.spawn(func() { v.every("assess health", v.cfg.HealthEvery, v.assessAll) })
+	v.spawn(func() { v.every("renew leases", leaseEvery, v.readers) })
+	if v.cfg.UpkeepEvery >= 0 {
+		v.spawn(func() { v.Keeper.Run(v.ctx) })
+	}
 	return nil
 }
 
@@ -211,6 +303,7 @@ func (v *Vault) Close() error {
 	v.cancel()
 	v.mu.Unlock()
 	v.wg.Wait()
+	v.Replicas.Close()
 	return v.Engine.Close()
 }
 

@@ -51,6 +51,8 @@ func Fabrics(ctx context.Context, q sqldb.Querier) ([]dr.Fabric, error) {
 // unrevoked agents and mappings must be gone; the database refuses otherwise.
 func DeleteFabric(ctx context.Context, q sqldb.Querier, id dr.FabricID) error {
 	for _, s := range []string{
+		"delete from group_member where group_id in (select id from consistency_group where fabric = $1)",
+		"delete from consistency_group where fabric = $1",
 		"delete from vm_seen where fabric = $1",
 		"delete from vm where fabric = $1",
 		"delete from registration_key where fabric = $1",

@@ -13,6 +13,43 @@ type Item struct {
 	dr.ProtectedItem
 	ResyncRequest string // id of the last resynchronization asked for
 	SourceStopped bool   // a failover has shut the source VM down
+	More          More
+}
+
+// More is what an item has beyond its columns. It is a durable form.
+type More struct {
+	PauseReason  string    `json:"pauseReason,omitempty"`
+	ResumeAt     time.Time `json:"resumeAt,omitzero"`
+	RetryNow     string    `json:"retryNow,omitempty"`     // id of the last request to try at once
+	Full         string    `json:"full,omitempty"`         // id of the last request to send everything again
+	ResyncReason dr.Code   `json:"resyncReason,omitempty"` // why ResyncRequest was made; empty = somebody wants it now
+	ResyncFull   bool      `json:"resyncFull,omitempty"`   // ResyncRequest sends everything again
+	Want         *Want     `json:"want,omitempty"`         // a resynchronization that the vault itself found to be due
+	Shaped       bool      `json:"shaped,omitempty"`       // Excluded has been filled in
+	Excluded     []string  `json:"excluded,omitempty"`     // disks that shall not be replicated
+	Missing      []string  `json:"missing,omitempty"`      // replicated disks that the last inventory lacked
+	Reopen       string    `json:"reopen,omitempty"`       // why the source agent needs a new generation; empty = it does not
+	Seed         bool      `json:"seed,omitempty"`         // protection was begun with a seed
+}
+
+// Want says why the vault wants a resynchronization.
+type Want struct {
+	Code  dr.Code   `json:"code"`
+	Text  string    `json:"text"`
+	At    time.Time `json:"at"`
+	Full  bool      `json:"full,omitempty"`  // what is stored can't be compared with
+	Asked bool      `json:"asked,omitempty"` // the agent has been asked for it
+	Seen  bool      `json:"seen,omitempty"`  // the agent has begun
+}
+
+// Report is what the source agent last said of an item.
+type Report struct {
+	dr.ReplicationStatus
+	NextInitial time.Time // when the initial replication begins or goes on
+	Attempt     int       // of what fails with Err
+	RetryAt     time.Time
+	SentBytes   int64    // since the agent's process started
+	CutDisks    []string // of the newest cut
 }
 
 // Durable forms of the documents of an item.
@@ -45,6 +82,19 @@ type (
 		Missed       int        `json:"missed,omitempty"`
 		Cycles       int        `json:"cycles,omitempty"`
 		Err          *healthDoc `json:"err,omitempty"`
+
+		BacklogRate     int64    `json:"backlogRate,omitempty"`
+		ShipRate        int64    `json:"shipRate,omitempty"`
+		Converging      string   `json:"converging,omitempty"`
+		BacklogSeconds  int64    `json:"backlogUs,omitempty"`
+		ResyncReason    dr.Code  `json:"resyncReason,omitempty"`
+		NextResync      int64    `json:"nextResync,omitempty"`
+		ConsistencyNote string   `json:"consistencyNote,omitempty"`
+		NextInitial     int64    `json:"nextInitial,omitempty"`
+		Attempt         int      `json:"attempt,omitempty"`
+		RetryAt         int64    `json:"retryAt,omitempty"`
+		SentBytes       int64    `json:"sentBytes,omitempty"`
+		CutDisks        []string `json:"cutDisks,omitempty"`
 	}
 )
 
@@ -58,16 +108,16 @@ func (h healthDoc) domain() dr.HealthError {
 
 const itemColumns = `id, fabric, name, vm, vm_name, policy, machine, gen, source_agent, recovery_fabric, recovery_agent, disks,
 	protection, failover, test, active, resync, resync_request, paused, source_stopped, job, failed_over_to, recovery_vm,
-	test_vm, test_network, health, health_errors, settings, created, last_test, last_failover, last_report`
+	test_vm, test_network, health, health_errors, settings, created, last_test, last_failover, last_report, more`
 
 func scanItem(s scanner) (it Item, err error) {
-	var disks, errs, settings string
+	var disks, errs, settings, more string
 	var paused, stopped int
 	var created, lastTest, lastFailover int64
 	if err := s.Scan(&it.ID, &it.Fabric, &it.Name, &it.VM, &it.VMName, &it.Policy, &it.Machine, &it.Gen, &it.SourceAgent,
 		&it.RecoveryFabric, &it.RecoveryAgent, &disks, &it.Protection, &it.Failover, &it.Test, &it.Active, &it.Resync,
 		&it.ResyncRequest, &paused, &stopped, &it.Job, &it.FailedOverTo, &it.RecoveryVM, &it.TestVM, &it.TestNetwork,
-		&it.Health, &errs, &settings, &created, &lastTest, &lastFailover, &it.LastTestReport); err != nil {
+		&it.Health, &errs, &settings, &created, &lastTest, &lastFailover, &it.LastTestReport, &more); err != nil {
 		return it, err
 	}
 	if it.Disks, err = decode[[]string](disks); err != nil {
@@ -79,6 +129,9 @@ func scanItem(s scanner) (it Item, err error) {
 	}
 	for _, h := range hs {
 		it.HealthErrors = append(it.HealthErrors, h.domain())
+	}
+	if it.More, err = decode[More](more); err != nil {
+		return it, err
 	}
 	set, err := decode[settingsDoc](settings)
 	it.Settings = dr.ItemSettings(set)
@@ -99,12 +152,12 @@ func itemHealth(hs []dr.HealthError) string {
 func InsertItem(ctx context.Context, q sqldb.Querier, it Item) error {
 	n, err := exec(ctx, q, "add protected item "+it.Name, `insert into item (`+itemColumns+`, name_key, rev)
 		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23,
-		$24, $25, $26, $27, $28, $29, $30, $31, $32, $33, 0) on conflict do nothing`,
+		$24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, 0) on conflict do nothing`,
 		it.ID, it.Fabric, it.Name, it.VM, it.VMName, it.Policy, it.Machine, it.Gen, it.SourceAgent, it.RecoveryFabric, it.RecoveryAgent,
 		encode(it.Disks), it.Protection, it.Failover, it.Test, it.Active, it.Resync, it.ResyncRequest, flag(it.Paused), flag(it.SourceStopped),
 		it.Job, it.FailedOverTo, it.RecoveryVM, it.TestVM, it.TestNetwork, it.Health, itemHealth(it.HealthErrors),
 		encode(settingsDoc(it.Settings)), sqldb.Micros(it.Created), sqldb.Micros(it.LastTest), sqldb.Micros(it.LastFailover),
-		it.LastTestReport, Key(it.Name))
+		it.LastTestReport, encode(it.More), Key(it.Name))
 	if err == nil && n == 0 {
 		return exists("vaultdb.InsertItem", "protected item", it.Name)
 	}
@@ -117,11 +170,11 @@ func UpdateItem(ctx context.Context, q sqldb.Querier, it Item) error {
 	n, err := exec(ctx, q, "store protected item "+it.Name, `update item set policy = $2, gen = $3, source_agent = $4, recovery_fabric = $5,
 		recovery_agent = $6, disks = $7, protection = $8, failover = $9, test = $10, active = $11, resync = $12, resync_request = $13,
 		paused = $14, source_stopped = $15, job = $16, failed_over_to = $17, recovery_vm = $18, test_vm = $19, test_network = $20,
-		settings = $21, last_test = $22, last_failover = $23, last_report = $24, vm_name = $25, rev = rev + 1 where id = $1`,
+		settings = $21, last_test = $22, last_failover = $23, last_report = $24, vm_name = $25, more = $26, rev = rev + 1 where id = $1`,
 		it.ID, it.Policy, it.Gen, it.SourceAgent, it.RecoveryFabric, it.RecoveryAgent, encode(it.Disks), it.Protection, it.Failover,
 		it.Test, it.Active, it.Resync, it.ResyncRequest, flag(it.Paused), flag(it.SourceStopped), it.Job, it.FailedOverTo, it.RecoveryVM,
 		it.TestVM, it.TestNetwork, encode(settingsDoc(it.Settings)), sqldb.Micros(it.LastTest), sqldb.Micros(it.LastFailover),
-		it.LastTestReport, it.VMName)
+		it.LastTestReport, it.VMName, encode(it.More))
 	if err == nil && n == 0 {
 		return notFound("vaultdb.UpdateItem", "protected item", it.Name)
 	}
@@ -176,6 +229,9 @@ func ItemsOfSource(ctx context.Context, q sqldb.Querier, agent dr.AgentID) ([]It
 // status. The objects in the store are not touched.
 func DeleteItem(ctx context.Context, q sqldb.Querier, it Item) error {
 	for _, s := range []string{
+		"delete from item_doc where item = $1",
+		"delete from group_member where item = $1",
+		"delete from point_label where machine = (select machine from item where id = $1)",
 		"delete from point where machine = (select machine from item where id = $1)",
 		"delete from generation where machine = (select machine from item where id = $1)",
 		"delete from serving where item = $1",
@@ -191,9 +247,12 @@ func DeleteItem(ctx context.Context, q sqldb.Querier, it Item) error {
 }
 
 // SaveStatus stores what the source agent last said. LastPoint is not stored; the catalogue knows it.
-func SaveStatus(ctx context.Context, q sqldb.Querier, id dr.ItemID, st dr.ReplicationStatus) error {
+func SaveStatus(ctx context.Context, q sqldb.Querier, id dr.ItemID, st Report) error {
 	d := statusDoc{Phase: st.Phase, Percent: st.Percent, BytesDone: st.BytesDone, BytesTotal: st.BytesTotal, ETA: us(st.ETA),
-		BacklogBytes: st.BacklogBytes, Spooled: st.Spooled, LastCut: sqldb.Micros(st.LastCut), Missed: st.Missed, Cycles: st.Cycles}
+		BacklogBytes: st.BacklogBytes, Spooled: st.Spooled, LastCut: sqldb.Micros(st.LastCut), Missed: st.Missed, Cycles: st.Cycles,
+		BacklogRate: st.BacklogRate, ShipRate: st.ShipRate, Converging: string(st.Converging), BacklogSeconds: us(st.BacklogSeconds), ResyncReason: st.ResyncReason,
+		NextResync: sqldb.Micros(st.NextResync), ConsistencyNote: st.ConsistencyNote, NextInitial: sqldb.Micros(st.NextInitial), Attempt: st.Attempt,
+		RetryAt: sqldb.Micros(st.RetryAt), SentBytes: st.SentBytes, CutDisks: st.CutDisks}
 	if st.Err != nil {
 		e := toHealthDoc(*st.Err)
 		d.Err = &e
@@ -204,18 +263,18 @@ func SaveStatus(ctx context.Context, q sqldb.Querier, id dr.ItemID, st dr.Replic
 }
 
 // Status returns the last status with the time of the newest point; the zero status if there is none yet.
-func Status(ctx context.Context, q sqldb.Querier, id dr.ItemID) (dr.ReplicationStatus, error) {
+func Status(ctx context.Context, q sqldb.Querier, id dr.ItemID) (Report, error) {
 	all, err := statuses(ctx, q, "where i.id = $1", id)
 	return all[id], err
 }
 
 // Statuses returns the status of every item.
-func Statuses(ctx context.Context, q sqldb.Querier) (map[dr.ItemID]dr.ReplicationStatus, error) {
+func Statuses(ctx context.Context, q sqldb.Querier) (map[dr.ItemID]Report, error) {
 	return statuses(ctx, q, "")
 }
 
-func statuses(ctx context.Context, q sqldb.Querier, where string, args ...any) (map[dr.ItemID]dr.ReplicationStatus, error) {
-	out := map[dr.ItemID]dr.ReplicationStatus{}
+func statuses(ctx context.Context, q sqldb.Querier, where string, args ...any) (map[dr.ItemID]Report, error) {
+	out := map[dr.ItemID]Report{}
 	_, err := list(ctx, q, "read replication status", func(s scanner) (none struct{}, err error) {
 		var id dr.ItemID
 		var text string
@@ -227,9 +286,12 @@ func statuses(ctx context.Context, q sqldb.Querier, where string, args ...any) (
 		if err != nil {
 			return none, err
 		}
-		st := dr.ReplicationStatus{Phase: d.Phase, Percent: d.Percent, BytesDone: d.BytesDone, BytesTotal: d.BytesTotal, ETA: dur(d.ETA),
+		st := Report{NextInitial: sqldb.Time(d.NextInitial), Attempt: d.Attempt, RetryAt: sqldb.Time(d.RetryAt), SentBytes: d.SentBytes, CutDisks: d.CutDisks}
+		st.ReplicationStatus = dr.ReplicationStatus{Phase: d.Phase, Percent: d.Percent, BytesDone: d.BytesDone, BytesTotal: d.BytesTotal, ETA: dur(d.ETA),
 			BacklogBytes: d.BacklogBytes, Spooled: d.Spooled, LastCut: sqldb.Time(d.LastCut), LastPoint: sqldb.Time(last),
-			Missed: d.Missed, Cycles: d.Cycles, At: sqldb.Time(at)}
+			Missed: d.Missed, Cycles: d.Cycles, At: sqldb.Time(at),
+			BacklogRate: d.BacklogRate, ShipRate: d.ShipRate, Converging: dr.Convergence(d.Converging), BacklogSeconds: dur(d.BacklogSeconds),
+			ResyncReason: d.ResyncReason, NextResync: sqldb.Time(d.NextResync), ConsistencyNote: d.ConsistencyNote}
 		if d.Err != nil {
 			e := d.Err.domain()
 			st.Err = &e

@@ -20,26 +20,40 @@ type Generation struct {
 	BaseN    uint64
 	BaseHash string // hex
 	Written  bool   // the generation object is in the store and Base is what it says
+	Seeded   bool   // Base is a seed
+	Disks    []Disk // all that the history up to Base ever listed
 	Created  time.Time
 }
 
-const generationColumns = "machine, gen, agent, reason, base_gen, base_n, base_hash, written, created"
+// Disk is a disk as a machine's history knows it. It is a durable form.
+type Disk struct {
+	ID    string `json:"id"`
+	Index uint16 `json:"index"`
+	Size  int64  `json:"size,omitempty"` // 0 = no longer listed
+}
+
+const generationColumns = "machine, gen, agent, reason, base_gen, base_n, base_hash, written, created, seeded, base_disks"
 
 func scanGeneration(s scanner) (g Generation, err error) {
-	var written int
+	var written, seeded int
 	var created, n int64
-	err = s.Scan(&g.Machine, &g.Gen, &g.Agent, &g.Reason, &g.BaseGen, &n, &g.BaseHash, &written, &created)
-	g.BaseN, g.Written, g.Created = uint64(n), written != 0, sqldb.Time(created)
+	var disks string
+	err = s.Scan(&g.Machine, &g.Gen, &g.Agent, &g.Reason, &g.BaseGen, &n, &g.BaseHash, &written, &created, &seeded, &disks)
+	g.BaseN, g.Written, g.Created, g.Seeded = uint64(n), written != 0, sqldb.Time(created), seeded != 0
+	if err == nil {
+		g.Disks, err = decode[[]Disk](disks)
+	}
 	return g, err
 }
 
 // SaveGeneration adds or replaces a generation. One that is written stays as it is.
 func SaveGeneration(ctx context.Context, q sqldb.Querier, g Generation) error {
 	_, err := exec(ctx, q, "store generation", `insert into generation (`+generationColumns+`)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 		on conflict (machine, gen) do update set agent = excluded.agent, reason = excluded.reason, base_gen = excluded.base_gen,
-		base_n = excluded.base_n, base_hash = excluded.base_hash, written = excluded.written where generation.written = 0`,
-		g.Machine, g.Gen, g.Agent, g.Reason, g.BaseGen, number(g.BaseN), g.BaseHash, flag(g.Written), sqldb.Micros(g.Created))
+		base_n = excluded.base_n, base_hash = excluded.base_hash, written = excluded.written, seeded = excluded.seeded,
+		base_disks = excluded.base_disks where generation.written = 0`,
+		g.Machine, g.Gen, g.Agent, g.Reason, g.BaseGen, number(g.BaseN), g.BaseHash, flag(g.Written), sqldb.Micros(g.Created), flag(g.Seeded), encode(g.Disks))
 	return err
 }
 
@@ -52,10 +66,13 @@ func Generations(ctx context.Context, q sqldb.Querier, m dr.MachineID) ([]Genera
 // Point is a recovery point with the chain hash of its cut.
 type Point struct {
 	dr.RecoveryPoint
-	Hash string // hex
+	Hash      string     // hex
+	Group     dr.GroupID // whose instant it belongs to; empty = none
+	GroupSeq  uint64     // number of the instant
+	GroupSize int        // members that were cut at it
 }
 
-const pointColumns = "machine, gen, n, hash, time, consistency, resync, dirty, data, stored"
+const pointColumns = "machine, gen, n, hash, time, consistency, resync, dirty, data, stored, note, group_id, group_seq, group_size"
 
 // number guards the one conversion that could wrap.
 func number(n uint64) int64 {
@@ -66,18 +83,19 @@ func number(n uint64) int64 {
 }
 
 func scanPoint(s scanner) (p Point, err error) {
-	var n, at int64
+	var n, at, seq int64
 	var resync int
-	err = s.Scan(&p.Machine, &p.Gen, &n, &p.Hash, &at, &p.Consistency, &resync, &p.DirtyBytes, &p.DataBytes, &p.StoredBytes)
-	p.N, p.Time, p.Resync = uint64(n), sqldb.Time(at), resync != 0
+	err = s.Scan(&p.Machine, &p.Gen, &n, &p.Hash, &at, &p.Consistency, &resync, &p.DirtyBytes, &p.DataBytes, &p.StoredBytes, &p.Note, &p.Group, &seq, &p.GroupSize)
+	p.N, p.Time, p.Resync, p.GroupSeq = uint64(n), sqldb.Time(at), resync != 0, uint64(seq)
 	return p, err
 }
 
 // InsertPoint lists a recovery point and reports whether it is new.
 func InsertPoint(ctx context.Context, q sqldb.Querier, p Point) (bool, error) {
 	n, err := exec(ctx, q, "list recovery point "+p.Name(), "insert into point ("+pointColumns+`)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) on conflict do nothing`,
-		p.Machine, p.Gen, number(p.N), p.Hash, sqldb.Micros(p.Time), p.Consistency, flag(p.Resync), p.DirtyBytes, p.DataBytes, p.StoredBytes)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) on conflict do nothing`,
+		p.Machine, p.Gen, number(p.N), p.Hash, sqldb.Micros(p.Time), p.Consistency, flag(p.Resync), p.DirtyBytes, p.DataBytes, p.StoredBytes,
+		p.Note, p.Group, number(p.GroupSeq), p.GroupSize)
 	return n == 1, err
 }
 
@@ -88,6 +106,55 @@ func Points(ctx context.Context, q sqldb.Querier, m dr.MachineID, limit int) ([]
 	}
 	return list(ctx, q, "list recovery points", scanPoint,
 		"select "+pointColumns+" from point where machine = $1 order by n desc limit $2", m, limit)
+}
+
+// CountPoints returns how many points a machine has beyond number after, and
+// how many bytes all of its points have in the store.
+func CountPoints(ctx context.Context, q sqldb.Querier, m dr.MachineID, after uint64) (newer, all int, stored int64, err error) {
+	err = q.QueryRowContext(ctx, `select coalesce(sum(case when n > $2 then 1 else 0 end), 0), count(*), coalesce(sum(stored), 0)
+		from point where machine = $1`, m, number(after)).Scan(&newer, &all, &stored)
+	return newer, all, stored, fail("count recovery points", err)
+}
+
+// GroupPoints lists the points of a consistency group's instants, newest instant first.
+func GroupPoints(ctx context.Context, q sqldb.Querier, g dr.GroupID) ([]Point, error) {
+	return list(ctx, q, "list points of a consistency group", scanPoint,
+		"select "+pointColumns+" from point where group_id = $1 order by group_seq desc, machine, n", g)
+}
+
+// Label is what people say of a recovery point. It is not part of the
+// catalogue: it stays when that is made again from the store.
+type Label struct {
+	Machine dr.MachineID
+	Gen     dr.Generation
+	N       uint64
+	Name    string
+	Held    bool // retention keeps the point
+	By      string
+	At      time.Time
+}
+
+// SaveLabel adds or replaces a point's label; one without name and hold is removed.
+func SaveLabel(ctx context.Context, q sqldb.Querier, l Label) error {
+	if l.Name == "" && !l.Held {
+		_, err := exec(ctx, q, "remove label", "delete from point_label where machine = $1 and gen = $2 and n = $3", l.Machine, l.Gen, number(l.N))
+		return err
+	}
+	_, err := exec(ctx, q, "store label", `insert into point_label (machine, gen, n, name, held, by_who, at) values ($1, $2, $3, $4, $5, $6, $7)
+		on conflict (machine, gen, n) do update set name = excluded.name, held = excluded.held, by_who = excluded.by_who, at = excluded.at`,
+		l.Machine, l.Gen, number(l.N), l.Name, flag(l.Held), l.By, sqldb.Micros(l.At))
+	return err
+}
+
+// Labels lists the labels of a machine's points, oldest point first.
+func Labels(ctx context.Context, q sqldb.Querier, m dr.MachineID) ([]Label, error) {
+	return list(ctx, q, "list labels", func(s scanner) (l Label, err error) {
+		var n, at int64
+		var held int
+		err = s.Scan(&l.Machine, &l.Gen, &n, &l.Name, &held, &l.By, &at)
+		l.N, l.Held, l.At = uint64(n), held != 0, sqldb.Time(at)
+		return l, err
+	}, "select machine, gen, n, name, held, by_who, at from point_label where machine = $1 order by n", m)
 }
 
 // PointByNumber finds one point.

@@ -7,20 +7,65 @@ import (
 	"holdfast/internal/sqldb"
 )
 
-const policyColumns = "id, name, copy_us, retain_us, app_us, start_time, storage, created"
+const policyColumns = "id, name, copy_us, retain_us, app_us, start_time, storage, created, settings"
+
+// policyDoc is the durable form of a policy's settings that have no column of
+// their own. Windows are their canonical texts.
+type policyDoc struct {
+	RetainHourly    int64     `json:"retainHourlyUs,omitempty"`
+	RetainDaily     int64     `json:"retainDailyUs,omitempty"`
+	ResyncMode      string    `json:"resyncMode,omitempty"`
+	ResyncWindow    dr.Window `json:"resyncWindow,omitzero"`
+	ResyncThreshold float64   `json:"resyncThreshold,omitempty"`
+	InitialMode     string    `json:"initialMode,omitempty"`
+	InitialWindow   dr.Window `json:"initialWindow,omitzero"`
+	InitialPriority int       `json:"initialPriority,omitempty"`
+	Compression     string    `json:"compression,omitempty"`
+	Bandwidth       []rateDoc `json:"bandwidth,omitempty"`
+}
+
+type rateDoc struct {
+	Window         dr.Window `json:"window,omitzero"`
+	BytesPerSecond int64     `json:"bytesPerSecond"`
+}
+
+func toPolicyDoc(p dr.Policy) policyDoc {
+	d := policyDoc{RetainHourly: us(p.RetainHourly), RetainDaily: us(p.RetainDaily), ResyncMode: string(p.ResyncAuto), ResyncWindow: p.ResyncWindow,
+		ResyncThreshold: p.ResyncThreshold, InitialMode: string(p.InitialMode), InitialWindow: p.InitialWindow, InitialPriority: p.InitialPriority,
+		Compression: string(p.Compression)}
+	for _, r := range p.Bandwidth {
+		d.Bandwidth = append(d.Bandwidth, rateDoc(r))
+	}
+	return d
+}
+
+func (d policyDoc) fill(p *dr.Policy) {
+	p.RetainHourly, p.RetainDaily = dur(d.RetainHourly), dur(d.RetainDaily)
+	p.ResyncAuto, p.ResyncWindow, p.ResyncThreshold = dr.ResyncMode(d.ResyncMode), d.ResyncWindow, d.ResyncThreshold
+	p.InitialMode, p.InitialWindow, p.InitialPriority = dr.InitialMode(d.InitialMode), d.InitialWindow, d.InitialPriority
+	p.Compression = dr.Compression(d.Compression)
+	for _, r := range d.Bandwidth {
+		p.Bandwidth = append(p.Bandwidth, dr.BandwidthRule(r))
+	}
+}
 
 func scanPolicy(s scanner) (p dr.Policy, err error) {
 	var copyUS, retainUS, appUS, created int64
-	err = s.Scan(&p.ID, &p.Name, &copyUS, &retainUS, &appUS, &p.StartTime, &p.Storage, &created)
+	var settings string
+	if err = s.Scan(&p.ID, &p.Name, &copyUS, &retainUS, &appUS, &p.StartTime, &p.Storage, &created, &settings); err != nil {
+		return p, err
+	}
 	p.CopyFrequency, p.Retention, p.AppFrequency, p.Created = dur(copyUS), dur(retainUS), dur(appUS), sqldb.Time(created)
+	d, err := decode[policyDoc](settings)
+	d.fill(&p)
 	return p, err
 }
 
 // InsertPolicy adds a policy; KindConflict if the name is taken.
 func InsertPolicy(ctx context.Context, q sqldb.Querier, p dr.Policy) error {
-	n, err := exec(ctx, q, "add policy "+p.Name, `insert into policy (id, name, name_key, copy_us, retain_us, app_us, start_time, storage, created)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict (name_key) do nothing`,
-		p.ID, p.Name, Key(p.Name), us(p.CopyFrequency), us(p.Retention), us(p.AppFrequency), p.StartTime, p.Storage, sqldb.Micros(p.Created))
+	n, err := exec(ctx, q, "add policy "+p.Name, `insert into policy (id, name, name_key, copy_us, retain_us, app_us, start_time, storage, created, settings)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) on conflict (name_key) do nothing`,
+		p.ID, p.Name, Key(p.Name), us(p.CopyFrequency), us(p.Retention), us(p.AppFrequency), p.StartTime, p.Storage, sqldb.Micros(p.Created), encode(toPolicyDoc(p)))
 	if err == nil && n == 0 {
 		return exists("vaultdb.InsertPolicy", "policy", p.Name)
 	}
@@ -29,12 +74,18 @@ func InsertPolicy(ctx context.Context, q sqldb.Querier, p dr.Policy) error {
 
 // UpdatePolicy changes the settings of the policy with p's id.
 func UpdatePolicy(ctx context.Context, q sqldb.Querier, p dr.Policy) error {
-	n, err := exec(ctx, q, "change policy "+p.Name, `update policy set copy_us = $2, retain_us = $3, app_us = $4, start_time = $5, storage = $6
-		where id = $1`, p.ID, us(p.CopyFrequency), us(p.Retention), us(p.AppFrequency), p.StartTime, p.Storage)
+	n, err := exec(ctx, q, "change policy "+p.Name, `update policy set copy_us = $2, retain_us = $3, app_us = $4, start_time = $5, storage = $6,
+		settings = $7 where id = $1`, p.ID, us(p.CopyFrequency), us(p.Retention), us(p.AppFrequency), p.StartTime, p.Storage, encode(toPolicyDoc(p)))
 	if err == nil && n == 0 {
 		return notFound("vaultdb.UpdatePolicy", "policy", p.Name)
 	}
 	return err
+}
+
+// PolicyByID finds a policy.
+func PolicyByID(ctx context.Context, q sqldb.Querier, id dr.PolicyID) (dr.Policy, error) {
+	return one(ctx, q, "read policy", notFound("vaultdb.PolicyByID", "policy", string(id)), scanPolicy,
+		"select "+policyColumns+" from policy where id = $1", id)
 }
 
 // PolicyByName finds a policy by its name, without case.

@@ -60,7 +60,9 @@ func item() vaultdb.Item {
 		Test: dr.TestWaiting, Active: dr.AtPrimary, Resync: "why", Paused: true, Job: "j1", FailedOverTo: "x", RecoveryVM: "r", TestVM: "tv", TestNetwork: "tn",
 		Health: dr.HealthWarning, HealthErrors: []dr.HealthError{{Code: "C", Severity: dr.HealthWarning, Message: "m", Cause: "c", Remedy: "r", Since: t0}},
 		Settings: dr.ItemSettings{RecoveryVMName: "n", CPUs: 2, MemoryMB: 3, Network: "net", TestNetwork: "t", Raw: `{"a":1}`},
-		Created:  t0, LastTest: t0, LastFailover: t0.Add(time.Second), LastTestReport: `{"ok":true}`}, ResyncRequest: "rr", SourceStopped: true}
+		Created:  t0, LastTest: t0, LastFailover: t0.Add(time.Second), LastTestReport: `{"ok":true}`}, ResyncRequest: "rr", SourceStopped: true,
+		More: vaultdb.More{PauseReason: "patch day", ResumeAt: t0, RetryNow: "rn", Full: "fu", ResyncReason: dr.CodeHostCrash, ResyncFull: true, Shaped: true, Excluded: []string{"vdc"}, Missing: []string{"vdd"},
+			Reopen: "why", Seed: true, Want: &vaultdb.Want{Code: dr.CodeLogSequence, Text: "t", At: t0, Full: true, Asked: true, Seen: true}}}
 }
 
 func seed(t *testing.T, ctx context.Context, db *sqldb.DB) {
@@ -200,8 +202,10 @@ func TestItems(t *testing.T) {
 		_, err = vaultdb.LockItem(ctx, q, "none")
 		wantKind(t, "lock an absent item", err, dr.KindNotFound)
 
-		st := dr.ReplicationStatus{Phase: "delta", Percent: 50, BytesDone: 1, BytesTotal: 2, ETA: time.Minute, BacklogBytes: 3, Spooled: 4, LastCut: t0,
-			Missed: 5, Cycles: 6, Err: &dr.HealthError{Code: "X", Severity: dr.HealthCritical, Since: t0}, At: t0}
+		st := vaultdb.Report{ReplicationStatus: dr.ReplicationStatus{Phase: "delta", Percent: 50, BytesDone: 1, BytesTotal: 2, ETA: time.Minute, BacklogBytes: 3,
+			Spooled: 4, LastCut: t0, Missed: 5, Cycles: 6, Err: &dr.HealthError{Code: "X", Severity: dr.HealthCritical, Since: t0}, At: t0,
+			BacklogRate: 7, ShipRate: 8, Converging: dr.NotConverging, BacklogSeconds: time.Second, ResyncReason: dr.CodeHostCrash, NextResync: t0.Add(time.Hour),
+			ConsistencyNote: "no guest agent"}, NextInitial: t0, Attempt: 2, RetryAt: t0, SentBytes: 9, CutDisks: []string{"vda"}}
 		check(t, vaultdb.SaveStatus(ctx, q, "i1", st))
 		check(t, vaultdb.SaveStatus(ctx, q, "i1", st))
 		_, err = vaultdb.InsertPoint(ctx, q, vaultdb.Point{RecoveryPoint: dr.RecoveryPoint{Machine: "m1", Gen: 1, N: 4, Time: t0.Add(time.Minute), Consistency: dr.CrashConsistent}, Hash: "h"})
@@ -237,7 +241,7 @@ func TestPoints(t *testing.T) {
 		wantKind(t, "no point", err, dr.KindPrecondition)
 		point := func(g dr.Generation, n uint64, c dr.Consistency) vaultdb.Point {
 			return vaultdb.Point{RecoveryPoint: dr.RecoveryPoint{Machine: "m", Gen: g, N: n, Time: t0.Add(time.Duration(n%1000) * time.Second), Consistency: c, Resync: true,
-				DirtyBytes: 1, DataBytes: 2, StoredBytes: 3}, Hash: "hash"}
+				DirtyBytes: 1, DataBytes: 2, StoredBytes: 3, Note: "no agent"}, Hash: "hash", Group: "g", GroupSeq: n / 2, GroupSize: 3}
 		}
 		for _, p := range []vaultdb.Point{point(1, 1, dr.AppConsistent), point(1, 2, dr.CrashConsistent), point(2, 10, dr.CrashConsistent)} {
 			for i, want := range []bool{true, false} {
@@ -260,7 +264,8 @@ func TestPoints(t *testing.T) {
 
 		g := vaultdb.Generation{Machine: "m", Gen: 2, Agent: "a", Reason: "r", Created: t0}
 		check(t, vaultdb.SaveGeneration(ctx, q, g))
-		g.BaseGen, g.BaseN, g.BaseHash, g.Written = 1, 2, "h", true
+		g.BaseGen, g.BaseN, g.BaseHash, g.Written, g.Seeded = 1, 2, "h", true, true
+		g.Disks = []vaultdb.Disk{{ID: "vda", Index: 1}, {ID: "vdb", Index: 3, Size: 9}}
 		check(t, vaultdb.SaveGeneration(ctx, q, g))
 		late := g
 		late.BaseN, late.Agent = 99, "zombie"

@@ -3,6 +3,7 @@ package replica
 import (
 	"context"
 	"database/sql"
+	"slices"
 
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
@@ -39,6 +40,12 @@ func (r *Replicas) OpenGeneration(ctx context.Context, s *job.StepContext, item 
 	if err != nil {
 		return g, err
 	}
+	var seed *cut.Ref
+	if it.More.Seed {
+		if seed, err = r.seedOf(ctx, it.Machine); err != nil {
+			return g, err
+		}
+	}
 	err = s.Commit(ctx, func(tx *sql.Tx) error {
 		if it, err = vaultdb.LockItem(ctx, tx, item); err != nil {
 			return err
@@ -74,15 +81,21 @@ func (r *Replicas) OpenGeneration(ctx context.Context, s *job.StepContext, item 
 		}
 		if g.BaseGen == 0 { // an earlier run may have fixed it, and its object may be in the store
 			p, err := vaultdb.LatestPoint(ctx, tx, it.Machine, "")
-			if err == nil {
+			switch {
+			case err == nil:
 				g.BaseGen, g.BaseN, g.BaseHash = p.Gen, p.N, p.Hash
-			} else if dr.CodeOf(err) != dr.CodeNoRecoveryPoint {
+			case dr.CodeOf(err) != dr.CodeNoRecoveryPoint:
 				return err
+			case seed != nil:
+				g.BaseGen, g.BaseN, g.BaseHash, g.Seeded = seed.Gen, seed.N, seed.Hash.String(), true
 			}
 		}
 		return vaultdb.SaveGeneration(ctx, tx, g)
 	})
 	if err != nil {
+		return g, err
+	}
+	if g.Disks, err = r.baseDisks(ctx, it, g); err != nil {
 		return g, err
 	}
 	info := cut.GenInfo{Machine: g.Machine, Gen: g.Gen, Agent: g.Agent, Reason: g.Reason, Time: g.Created}
@@ -105,6 +118,54 @@ func (r *Replicas) OpenGeneration(ctx context.Context, s *job.StepContext, item 
 		}
 		return r.st.SaveItem(ctx, tx, it)
 	})
+}
+
+// DocDisks is the kind of an item's document of all disks that its history ever listed.
+const DocDisks = "disks"
+
+// MergeDisks returns what a history knows of its disks after a cut with these.
+func MergeDisks(have []vaultdb.Disk, now []cut.Disk) []vaultdb.Disk {
+	out := slices.Clone(have)
+	for i := range out {
+		out[i].Size = 0
+	}
+	for _, d := range now {
+		x := vaultdb.Disk{ID: d.ID, Index: d.Index, Size: d.Size}
+		if i := slices.IndexFunc(out, func(o vaultdb.Disk) bool { return o.Index == d.Index }); i >= 0 {
+			out[i] = x
+		} else {
+			out = append(out, x)
+		}
+	}
+	slices.SortFunc(out, func(a, b vaultdb.Disk) int { return int(a.Index) - int(b.Index) })
+	return out
+}
+
+// baseDisks are all disks that the history up to a generation's base ever
+// listed. Those of the base come from the store; if that can't be read now, the
+// vault's own note of them has to do: a failover does not wait for it.
+func (r *Replicas) baseDisks(ctx context.Context, it vaultdb.Item, g vaultdb.Generation) ([]vaultdb.Disk, error) {
+	have, err := vaultdb.Doc[[]vaultdb.Disk](ctx, r.st.Q(), it.ID, DocDisks)
+	if err != nil || g.BaseGen == 0 {
+		return nil, state.Outward(err)
+	}
+	h, err := r.store.Names(ctx, it.Machine)
+	if err == nil {
+		for _, c := range h.Path {
+			if c.Gen != g.BaseGen || c.N != g.BaseN {
+				continue
+			}
+			var base store.CutInfo
+			if base, err = r.store.ReadElement(ctx, it.Machine, c); err == nil {
+				return MergeDisks(have, base.Commit.Disks), nil
+			}
+		}
+	}
+	if err != nil && g.Agent != "" && dr.KindOf(err) == dr.KindUnavailable {
+		return nil, err
+	}
+	r.st.Log.Warn("the disks of a generation's base could not be read", "vm", it.VMName, "machine", it.Machine, "base", dr.PointName(g.BaseGen, g.BaseN), "err", err)
+	return have, nil
 }
 
 // foreign reports that the store has another generation under g's number.

@@ -49,6 +49,13 @@ type Config struct {
 	Tickets  Tickets
 	StoreURL string // base URL under which tickets are honoured
 	Key      cut.VaultPrivateKey
+
+	// Listed is called in the transaction that lists a point, with the locked
+	// item; announced says that the writer has just told of it.
+	Listed func(ctx context.Context, tx *sql.Tx, it *vaultdb.Item, c store.CutInfo, announced bool) error
+	// OutOfSequence is called when the writer of an item has committed a cut that
+	// does not continue its chain.
+	OutOfSequence func(ctx context.Context, it vaultdb.Item, what error) error
 }
 
 // Replicas is the vault's hold on the stored replicas. It is safe for concurrent use.
@@ -58,15 +65,25 @@ type Replicas struct {
 	store *store.Store
 	keys  *store.Keyring
 
-	mu   sync.Mutex
-	full time.Time // last complete reconciliation
+	mu     sync.Mutex
+	full   time.Time // last complete reconciliation
+	leases map[string]time.Time
+
+	views views
 }
 
 // New makes Replicas; it does no I/O.
 func New(cfg Config) *Replicas {
 	keys := store.NewKeyring(cfg.Bucket, cfg.Key)
-	return &Replicas{cfg: cfg, st: cfg.State, keys: keys, store: store.New(store.Config{Bucket: cfg.Bucket, Keys: keys})}
+	return &Replicas{cfg: cfg, st: cfg.State, keys: keys, store: store.New(store.Config{Bucket: cfg.Bucket, Keys: keys}),
+		leases: map[string]time.Time{}, views: views{turns: make(chan struct{}, maxDigesting)}}
 }
+
+// Reader reads the replicas, with the vault's keys.
+func (r *Replicas) Reader() *store.Store { return r.store }
+
+// Keyring opens data keys, and keeps those that were opened.
+func (r *Replicas) Keyring() *store.Keyring { return r.keys }
 
 // Current picks the generation that the item says is the newest.
 func Current(it vaultdb.Item, gens []vaultdb.Generation) (vaultdb.Generation, bool) {
@@ -136,8 +153,15 @@ func (r *Replicas) Uploads(ctx context.Context, agent dr.AgentID, req agentapi.U
 	return out, nil
 }
 
+// epochShift is how many low bits of a key epoch count keys within a
+// generation; the bits above are the generation. So no agent can take the name
+// of a key that another generation will need.
+const epochShift = 12
+
 // ownObject accepts what the writer of a generation may create: its cuts,
-// parts and tile images, and sealed keys of the machine.
+// parts and tile images, and the sealed keys of its epochs. What the vault writes
+// (generations, runs, maps, data, plans, leases, keys that are sealed again)
+// is refused like what is another's.
 func ownObject(op, key, machine string, gen uint32) error {
 	o, err := cut.ParseObject(key)
 	if err != nil {
@@ -149,7 +173,7 @@ func ownObject(op, key, machine string, gen uint32) error {
 			return nil
 		}
 	case cut.ClassKey:
-		if string(o.Machine) == machine {
+		if string(o.Machine) == machine && o.KeyID == (cut.KeyID{}) && o.Epoch>>epochShift == gen {
 			return nil
 		}
 	}
@@ -220,15 +244,19 @@ func (r *Replicas) CommitCut(ctx context.Context, agent dr.AgentID, req agentapi
 	}
 	if !continues(prev, err == nil, c) {
 		// The vault may have missed some: look at what the store has.
-		if err := r.Reconcile(ctx, it, false); err != nil {
+		if err := r.reconcile(ctx, it, false, true); err != nil {
 			return out, err
 		}
-	} else if err := r.list(ctx, it.ID, c); err != nil {
+	} else if err := r.list(ctx, it.ID, c, true); err != nil {
 		return out, err
 	}
 	if _, err = vaultdb.PointByNumber(ctx, r.st.Q(), m, gen, req.N); dr.KindOf(err) == dr.KindNotFound {
-		return out, dr.New(dr.KindConflict, dr.CodeObjectConflict, op, "cut %s of %s does not continue its chain: it builds on %s",
+		refused := dr.New(dr.KindConflict, dr.CodeObjectConflict, op, "cut %s of %s does not continue its chain: it builds on %s",
 			out.Point, it.VMName, dr.PointName(c.Commit.Prev.Gen, c.Commit.Prev.N))
+		if r.cfg.OutOfSequence != nil && !c.Commit.Seed {
+			return out, errors.Join(refused, r.cfg.OutOfSequence(ctx, it, refused))
+		}
+		return out, refused
 	}
 	return out, state.Outward(err)
 }
@@ -246,7 +274,7 @@ func continues(prev vaultdb.Point, have bool, c store.CutInfo) bool {
 // list puts a cut that continues the chain on the catalogue, unless its
 // generation has been taken over at an earlier cut. The first one makes the
 // item protected.
-func (r *Replicas) list(ctx context.Context, item dr.ItemID, c store.CutInfo) error {
+func (r *Replicas) list(ctx context.Context, item dr.ItemID, c store.CutInfo, announced bool) error {
 	return r.st.Tx(ctx, func(tx *sql.Tx) error {
 		it, err := vaultdb.LockItem(ctx, tx, item)
 		if err != nil {
@@ -262,11 +290,16 @@ func (r *Replicas) list(ctx context.Context, item dr.ItemID, c store.CutInfo) er
 					dr.PointName(c.Gen, c.N), it.VMName, g.Gen, dr.PointName(g.BaseGen, g.BaseN))
 			}
 		}
-		news, err := vaultdb.InsertPoint(ctx, tx, vaultdb.Point{RecoveryPoint: c.Point(it.Machine), Hash: c.Ref.Hash.String()})
+		news, err := vaultdb.InsertPoint(ctx, tx, pointOf(it.Machine, c))
 		if err != nil || !news {
 			return err
 		}
 		r.st.Changed(tx, "item", string(item))
+		if r.cfg.Listed != nil {
+			if err := r.cfg.Listed(ctx, tx, &it, c, announced); err != nil {
+				return err
+			}
+		}
 		if it.Protection != dr.InitialReplication {
 			return nil
 		}
@@ -275,10 +308,24 @@ func (r *Replicas) list(ctx context.Context, item dr.ItemID, c store.CutInfo) er
 	})
 }
 
+// pointOf is the catalogue's row of a cut.
+func pointOf(m dr.MachineID, c store.CutInfo) vaultdb.Point {
+	p := vaultdb.Point{RecoveryPoint: c.Point(m), Hash: c.Ref.Hash.String()}
+	p.Note = c.Commit.Note
+	if g := c.Commit.Group; g != nil {
+		p.Group, p.GroupSeq, p.GroupSize = dr.GroupID(g.ID), g.Seq, len(g.Members)
+	}
+	return p
+}
+
 // Reconcile makes an item's part of the catalogue what the store has. Full
-// also removes points that are no longer there; otherwise only what comes
-// after the newest listed point is looked at.
+// also removes points that are no longer there, or that retention has folded
+// into later ones; otherwise only what comes after the newest listed point is looked at.
 func (r *Replicas) Reconcile(ctx context.Context, it vaultdb.Item, full bool) error {
+	return r.reconcile(ctx, it, full, false)
+}
+
+func (r *Replicas) reconcile(ctx context.Context, it vaultdb.Item, full, announced bool) error {
 	limit := 1
 	if full {
 		limit = 0
@@ -308,6 +355,9 @@ func (r *Replicas) Reconcile(ctx context.Context, it vaultdb.Item, full bool) er
 		}
 		c, err := r.store.ReadElement(ctx, it.Machine, name)
 		switch k := dr.KindOf(err); {
+		case err == nil && c.Commit.Seed: // part of the chain, and no recovery point
+			prev, have = pointOf(it.Machine, c), true
+			continue
 		case err == nil && continues(prev, have, c), err == nil && c.Commit.Base:
 		case err == nil, k == dr.KindCorrupt, k == dr.KindUnsupported, k == dr.KindNotFound:
 			r.st.Log.Warn("cut is not a recovery point", "vm", it.VMName, "machine", it.Machine, "cut", dr.PointName(name.Gen, name.N), "err", err)
@@ -316,29 +366,34 @@ func (r *Replicas) Reconcile(ctx context.Context, it vaultdb.Item, full bool) er
 		default:
 			return err
 		}
-		if err := r.list(ctx, it.ID, c); err != nil {
+		if err := r.list(ctx, it.ID, c, announced); err != nil {
 			if dr.KindOf(err) == dr.KindFenced {
 				continue
 			}
 			return err
 		}
-		prev, have = vaultdb.Point{RecoveryPoint: c.Point(it.Machine), Hash: c.Ref.Hash.String()}, true
+		prev, have = pointOf(it.Machine, c), true
 	}
 	if !full {
 		return nil
 	}
+	folded := map[uint64]bool{}
+	for _, c := range history.Expired {
+		folded[c.N] = true
+	}
 	for _, p := range listed {
-		if err := r.unlist(ctx, p); err != nil {
+		if err := r.unlist(ctx, p, folded[p.N]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// unlist removes a point from the catalogue if its cut really is gone or dead.
-func (r *Replicas) unlist(ctx context.Context, p vaultdb.Point) error {
+// unlist removes a point from the catalogue if its cut really is gone or dead,
+// or a run stands for it.
+func (r *Replicas) unlist(ctx context.Context, p vaultdb.Point, folded bool) error {
 	_, err := r.cfg.Bucket.Head(ctx, cut.CutObject(p.Machine, p.Gen, p.N))
-	gone := errors.Is(err, objstore.ErrNotExist)
+	gone := folded || errors.Is(err, objstore.ErrNotExist)
 	if err != nil && !gone {
 		return dr.New(dr.KindUnavailable, dr.CodeStoreUnreachable, "vault.reconcile", "look for cut %s: %w", p.Name(), err)
 	}
@@ -405,6 +460,11 @@ func (r *Replicas) OpenPoint(ctx context.Context, agent dr.AgentID, req agentapi
 	if r.cfg.Tickets == nil {
 		return agentapi.OpenPointResponse{}, dr.Errorf(dr.KindUnsupported, op, "this vault's store can't issue read tickets")
 	}
+	if !s.Local {
+		if err := r.Lease(ctx, ServingLease(s)); err != nil {
+			return agentapi.OpenPointResponse{}, err
+		}
+	}
 	expires := r.st.Now().Add(ticketLifetime)
 	ticket, err := r.cfg.Tickets.Ticket(cut.MachinePrefix(s.Machine), expires)
 	if err != nil {
@@ -416,12 +476,22 @@ func (r *Replicas) OpenPoint(ctx context.Context, agent dr.AgentID, req agentapi
 	}
 	out := agentapi.OpenPointResponse{Machine: string(s.Machine), Generation: uint32(s.Gen), N: s.N, StoreURL: r.cfg.StoreURL,
 		Ticket: ticket, Expires: expires, Keys: map[string][]byte{}}
+	var bad error
 	for _, e := range epochs {
 		k, err := r.keys.EpochKey(ctx, s.Machine, e)
+		if dr.CodeOf(err) == dr.CodeKeyMismatch || dr.KindOf(err) == dr.KindCorrupt {
+			// The point may not need it; if it does, reading it says so.
+			r.st.Log.Warn("a data key does not open", "machine", s.Machine, "epoch", e, "err", err)
+			bad = err
+			continue
+		}
 		if err != nil {
 			return agentapi.OpenPointResponse{}, err
 		}
 		out.Keys[strconv.FormatUint(uint64(e), 10)] = k[:]
+	}
+	if len(out.Keys) == 0 && bad != nil {
+		return agentapi.OpenPointResponse{}, bad
 	}
 	return out, nil
 }

@@ -127,6 +127,12 @@ func LockInitial(it dr.ItemID) string { return "initial:" + string(it) }
 // LockMakeLocal is the lock key of copying an item's recovery VM.
 func LockMakeLocal(it dr.ItemID) string { return "local:" + string(it) }
 
+// LockMaintain is the lock key of an item's maintenance on demand.
+func LockMaintain(it dr.ItemID) string { return "maintain:" + string(it) }
+
+// LockScrub is the lock key of an item's scrub on demand.
+func LockScrub(it dr.ItemID) string { return "scrub:" + string(it) }
+
 // SubmitItem submits a job of an item under a lock key.
 func (w *Board) SubmitItem(ctx context.Context, tx *sql.Tx, id, kind, lock string, it vaultdb.Item, input any, by string) error {
 	sc := w.kinds[kind]
@@ -174,10 +180,10 @@ func (w *Board) Jobs(ctx context.Context, f JobFilter) ([]dr.Job, error) {
 	if f.Scenario != "" {
 		filters[0].Kinds = []string{f.Scenario}
 	}
-	if f.Item != "" { // an item's jobs are kept under three lock keys
+	if f.Item != "" { // an item's jobs are kept under several lock keys
 		base := filters[0]
 		filters = nil
-		for _, lock := range []string{LockOf(f.Item), LockInitial(f.Item), LockMakeLocal(f.Item)} {
+		for _, lock := range []string{LockOf(f.Item), LockInitial(f.Item), LockMakeLocal(f.Item), LockMaintain(f.Item), LockScrub(f.Item)} {
 			base.Item = lock
 			filters = append(filters, base)
 		}
