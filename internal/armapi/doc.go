@@ -11,9 +11,9 @@
 //   - A change that is not done at once answers 202 with both Azure-AsyncOperation
 //     and Location; the job's id is the operation's id. 201 is never sent for
 //     replication resources.
-//   - One table maps dr.Kind to HTTP statuses (statusOf). "Could not ask" is never a 404.
+//   - One table maps dr.Kind to HTTP statuses (route.StatusOf). "Could not ask" is never a 404.
 //   - protectionState, testFailoverState and allowedOperations are derived from
-//     an item's independent axes by the tables of derive.go.
+//     an item's independent axes by the tables of package item.
 //   - Types that the vault does not have answer an empty list, other verbs on
 //     them a clear NotSupported.
 //   - PUT and DELETE may be repeated after a lost answer.

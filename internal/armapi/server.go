@@ -1,9 +1,8 @@
 package armapi
 
 import (
-	"context"
+	"cmp"
 	"crypto/rand"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -13,21 +12,40 @@ import (
 	"strings"
 	"time"
 
+	"holdfast/internal/armapi/account"
+	"holdfast/internal/armapi/group"
+	"holdfast/internal/armapi/item"
+	"holdfast/internal/armapi/jobs"
+	"holdfast/internal/armapi/policy"
+	"holdfast/internal/armapi/route"
+	"holdfast/internal/armapi/site"
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
 	"holdfast/internal/vault"
 )
 
+// fail writes err with the headers that its status asks for.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	switch k := dr.KindOf(err); k {
+	case dr.KindUnauthenticated:
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf("Bearer authorization_uri=%q, error=\"invalid_token\"",
+			s.env.BaseURL(r)+"/"+s.cfg.Service.Identity().TenantID))
+	case dr.KindUnavailable, dr.KindExhausted:
+		w.Header().Set("Retry-After", "5")
+	}
+	route.WriteError(w, err)
+}
+
 // Limits of a request.
 const (
-	MaxBody         = 4 << 20 // bytes of a request body
-	DefaultPageSize = 200     // resources on one page of a list
-	maxEcho         = 256     // bytes of a client's request id that are echoed
+	MaxBody         = route.MaxBody // bytes of a request body
+	DefaultPageSize = 200           // resources on one page of a list
+	maxEcho         = 256           // bytes of a client's request id that are echoed
 )
 
 // Config is what a Server needs.
 type Config struct {
-	Service Service
+	Service route.Service
 	// PublicURL is the base of the absolute links in answers (https://host[:port],
 	// no path). Empty: scheme and host of each request, which is wrong behind most proxies.
 	PublicURL string
@@ -62,7 +80,8 @@ func (c Config) Validate() error {
 // for concurrent use; several of them can stand behind one load balancer.
 type Server struct {
 	cfg    Config
-	routes map[string]route
+	env    route.Env
+	routes route.Table
 }
 
 var _ http.Handler = (*Server)(nil)
@@ -88,7 +107,12 @@ func New(cfg Config) (*Server, error) {
 	if cfg.DisconnectedAfter == 0 {
 		cfg.DisconnectedAfter = 3 * time.Minute
 	}
-	return &Server{cfg: cfg, routes: routes()}, nil
+	s := &Server{cfg: cfg, routes: route.Table{}, env: route.Env{Service: cfg.Service, PublicURL: cfg.PublicURL, Now: cfg.Now,
+		RetryAfter: cfg.RetryAfter, PageSize: cfg.PageSize, DisconnectedAfter: cfg.DisconnectedAfter}}
+	for _, add := range []func(route.Table){account.Routes, site.Routes, policy.Routes, item.Routes, group.Routes, jobs.Routes} {
+		add(s.routes)
+	}
+	return s, nil
 }
 
 // Match reports whether a request path belongs to this server; the vault's
@@ -106,71 +130,23 @@ func (s *Server) Match(path string) bool {
 	return tokenRoute(parts) != ""
 }
 
-// call is one request on its way through the server.
-type call struct {
-	s       *Server
-	r       *http.Request
-	id      armwire.ResourceID // of the path, without action and operationresults
-	action  string             // of a POST, as written
-	result  dr.JobID           // of …/operationresults/{id}
-	who     vault.Principal
-	ident   vault.Identity
-	base    string // public URL without a trailing slash
-	version string // api-version
-	dir     *directory
-}
-
-func (c *call) ctx() context.Context { return c.r.Context() }
-func (c *call) svc() Service         { return c.s.cfg.Service }
-func (c *call) now() time.Time       { return c.s.cfg.Now() }
-
-// name returns the name in the path of the segment of type t.
-func (c *call) name(t string) string { return c.id.NameOf(t) }
-
-// vaultID is the vault's id as the vault spells it.
-func (c *call) vaultID() armwire.VaultID {
-	return armwire.VaultID{SubscriptionID: c.ident.SubscriptionID, ResourceGroup: c.ident.ResourceGroup, Vault: c.ident.Name}
-}
-
-// body decodes the request's JSON. No body at all is fine: v stays as it is.
-func (c *call) body(v any) error {
-	b, err := readBody(c.r)
-	if err != nil || len(b) == 0 {
-		return err
-	}
-	if err := json.Unmarshal(b, v); err != nil {
-		return dr.New(dr.KindInvalid, codeInvalidBody, "armapi.body", "the request body is not valid: %s", jsonTrouble(err))
-	}
-	return nil
-}
-
 var versionPattern = regexp.MustCompile(`^(\d{4}-\d{2}-\d{2})(-[A-Za-z]+)?$`)
 
 // apiVersion returns the api-version of the request; every dated one is fine,
 // because one superset of fields serves them all.
 func apiVersion(q url.Values) (string, error) {
-	v := queryValue(q, "api-version")
+	v := route.QueryValue(q, "api-version")
 	if v == "" {
-		return "", dr.New(dr.KindInvalid, codeMissingAPIVersion, "armapi", "the query parameter api-version is missing; use ?api-version=%s", armwire.APIVersion)
+		return "", dr.New(dr.KindInvalid, route.CodeMissingAPIVersion, "armapi", "the query parameter api-version is missing; use ?api-version=%s", armwire.APIVersion)
 	}
 	m := versionPattern.FindStringSubmatch(v)
 	if m == nil {
-		return "", dr.New(dr.KindInvalid, codeInvalidAPIVersion, "armapi", "api-version %q is not a date such as %s", clip(v), armwire.APIVersion)
+		return "", dr.New(dr.KindInvalid, route.CodeInvalidAPIVersion, "armapi", "api-version %q is not a date such as %s", route.Clip(v), armwire.APIVersion)
 	}
 	if _, err := time.Parse(time.DateOnly, m[1]); err != nil {
-		return "", dr.New(dr.KindInvalid, codeInvalidAPIVersion, "armapi", "api-version %q is not a date such as %s", clip(v), armwire.APIVersion)
+		return "", dr.New(dr.KindInvalid, route.CodeInvalidAPIVersion, "armapi", "api-version %q is not a date such as %s", route.Clip(v), armwire.APIVersion)
 	}
 	return v, nil
-}
-
-// queryValue finds a query parameter without regard to the case of its name.
-func queryValue(q url.Values, name string) string {
-	for k, vs := range q {
-		if strings.EqualFold(k, name) && len(vs) > 0 {
-			return vs[0]
-		}
-	}
-	return ""
 }
 
 // recorder remembers whether an answer has begun, and its status.
@@ -198,7 +174,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rec, started, id := &recorder{ResponseWriter: w}, s.cfg.Now(), newUUID()
 	h := rec.Header()
 	h.Set("x-ms-request-id", id)
-	h.Set("x-ms-correlation-request-id", firstNonEmpty(echo(r.Header.Get("x-ms-correlation-request-id")), id))
+	h.Set("x-ms-correlation-request-id", cmp.Or(echo(r.Header.Get("x-ms-correlation-request-id")), id))
 	if v := echo(r.Header.Get("x-ms-client-request-id")); v != "" {
 		h.Set("x-ms-client-request-id", v)
 	}
@@ -212,14 +188,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 			log.Error("request panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 			if rec.status == 0 {
-				writeError(rec, dr.Errorf(dr.KindInternal, "armapi", "the request met a defect of the vault; its log has the details under request %s", id))
+				route.WriteError(rec, dr.Errorf(dr.KindInternal, "armapi", "the request met a defect of the vault; its log has the details under request %s", id))
 			}
 		}
 		log.Debug("request", "status", rec.status, "took", s.cfg.Now().Sub(started))
 	}()
 	r.Body = http.MaxBytesReader(rec, r.Body, MaxBody)
 	if err := s.serve(rec, r); err != nil {
-		if statusOf(dr.KindOf(err)) >= 500 {
+		if route.StatusOf(dr.KindOf(err)) >= 500 {
 			log.Error("request failed", "err", err)
 		}
 		s.fail(rec, r, err)
@@ -230,7 +206,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) error {
 	parts, err := armwire.SplitPath(r.URL.EscapedPath())
 	if err != nil {
-		return dr.New(dr.KindInvalid, codeInvalidPath, "armapi", "%v", err)
+		return dr.New(dr.KindInvalid, route.CodeInvalidPath, "armapi", "%v", err)
 	}
 	lower := strings.Split(strings.ToLower(strings.Trim(r.URL.Path, "/")), "/")
 	switch kind := tokenRoute(lower); {
@@ -249,29 +225,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	c := s.newCall(r, who)
-	c.version = version
+	c := route.NewCall(&s.env, r, who, version)
 	if len(parts) < 8 {
-		return s.serveScope(w, c, parts)
+		return account.ServeScope(w, c, parts)
 	}
-	return s.serveVault(w, c)
-}
-
-func (s *Server) newCall(r *http.Request, who vault.Principal) *call {
-	c := &call{s: s, r: r, who: who, ident: s.cfg.Service.Identity(), base: s.publicURL(r), version: armwire.APIVersion}
-	c.dir = &directory{c: c}
-	return c
-}
-
-// publicURL is the base of absolute links.
-func (s *Server) publicURL(r *http.Request) string {
-	if s.cfg.PublicURL != "" {
-		return s.cfg.PublicURL
-	}
-	if r.TLS == nil {
-		return "http://" + r.Host
-	}
-	return "https://" + r.Host
+	return s.routes.Serve(w, c)
 }
 
 // authenticate says who calls.
@@ -287,15 +245,6 @@ func (s *Server) authenticate(r *http.Request) (vault.Principal, error) {
 		return who, dr.Errorf(dr.KindUnauthenticated, "armapi", "the bearer token is not known").WithHint("Log in again.")
 	}
 	return who, err
-}
-
-// allow checks the caller's role.
-func allow(who vault.Principal, want dr.Role) error {
-	if who.Role.Includes(want) {
-		return nil
-	}
-	return dr.Errorf(dr.KindForbidden, "armapi", "%s has the role %s; this needs %s", who.Name, who.Role, want).
-		WithHint("Ask an Owner of the vault for the role %s.", want)
 }
 
 func newUUID() string {
@@ -314,23 +263,6 @@ func echo(s string) string {
 		if c < ' ' || c > '~' {
 			return ""
 		}
-	}
-	return s
-}
-
-func firstNonEmpty(ss ...string) string {
-	for _, s := range ss {
-		if s != "" {
-			return s
-		}
-	}
-	return ""
-}
-
-func clip(s string) string {
-	const most = 100
-	if len(s) > most {
-		return strings.ToValidUTF8(s[:most], "") + "…"
 	}
 	return s
 }

@@ -1,105 +1,12 @@
-// Package armapi serves the Site Recovery REST API.
 package armapi
 
 import (
-	"context"
-
-	"holdfast/internal/dr"
-	"holdfast/internal/vault"
+	"holdfast/internal/armapi/jobs"
+	"holdfast/internal/armapi/route"
 )
 
-// What the API needs from the vault, by noun. *vault.Vault satisfies all of
-// them. Lookups by API name ignore case; absent objects are dr.KindNotFound.
-// Mutations return the job that carries the work out; where the work is done
-// at once the job is already final.
+// Service is what the API needs from the vault; *vault.Vault satisfies it.
+type Service = route.Service
 
-// Sites are fabrics, their agents and what these discovered.
-type Sites interface {
-	CreateFabric(ctx context.Context, name string, t dr.FabricType, by string) (dr.JobID, error)
-	Fabric(ctx context.Context, name string) (dr.Fabric, error)
-	Fabrics(ctx context.Context) ([]dr.Fabric, error)
-	RemoveFabric(ctx context.Context, name string, purge bool, by string) (dr.JobID, error)
-	CheckConsistency(ctx context.Context, fabric, by string) (dr.JobID, error)
-	VMs(ctx context.Context, f dr.FabricID) ([]dr.VM, error) // protectable and protected ones
-	VM(ctx context.Context, f dr.FabricID, vm dr.VMID) (dr.VM, error)
-}
-
-// Providers are registered agents.
-type Providers interface {
-	Providers(ctx context.Context, f dr.FabricID) ([]dr.Provider, error) // "" = all
-	Provider(ctx context.Context, f dr.FabricID, id dr.AgentID) (dr.Provider, error)
-	RemoveProvider(ctx context.Context, f dr.FabricID, id dr.AgentID, purge bool, by string) (dr.JobID, error)
-	RefreshProvider(ctx context.Context, f dr.FabricID, id dr.AgentID, by string) (dr.JobID, error)
-	IssueKey(ctx context.Context, r vault.KeyRequest) (vault.RegistrationKey, error)
-}
-
-// Policies are replication policies and their container mappings.
-type Policies interface {
-	SavePolicy(ctx context.Context, p dr.Policy, create bool, by string) (dr.JobID, error)
-	Policy(ctx context.Context, name string) (dr.Policy, error)
-	Policies(ctx context.Context) ([]dr.Policy, error)
-	RemovePolicy(ctx context.Context, name, by string) (dr.JobID, error)
-}
-
-// Mappings associate policies and recovery sites with containers.
-type Mappings interface {
-	CreateMapping(ctx context.Context, m dr.ContainerMapping, by string) (dr.JobID, error)
-	Mapping(ctx context.Context, f dr.FabricID, name string) (dr.ContainerMapping, error)
-	Mappings(ctx context.Context, f dr.FabricID) ([]dr.ContainerMapping, error) // "" = all
-	RemoveMapping(ctx context.Context, f dr.FabricID, name, by string) (dr.JobID, error)
-}
-
-// Items are protected items.
-type Items interface {
-	Enable(ctx context.Context, r vault.EnableRequest) (dr.JobID, error)
-	Item(ctx context.Context, f dr.FabricID, name string) (dr.ProtectedItem, error)
-	Items(ctx context.Context, f dr.FabricID) ([]dr.ProtectedItem, error) // "" = all
-	Status(ctx context.Context, id dr.ItemID) (dr.ReplicationStatus, error)
-	Update(ctx context.Context, r vault.UpdateRequest) (dr.JobID, error)
-	Disable(ctx context.Context, id dr.ItemID, purge bool, by string) (dr.JobID, error)
-	AllowedOperations(ctx context.Context, id dr.ItemID) ([]string, error) // ASR's names
-}
-
-// Failovers are what is done with protected items.
-type Failovers interface {
-	StartFailover(ctx context.Context, r vault.FailoverRequest) (dr.JobID, error)
-	CleanupTest(ctx context.Context, id dr.ItemID, comments, by string) (dr.JobID, error)
-	Commit(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error)
-	CancelFailover(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error)
-	ChangePoint(ctx context.Context, id dr.ItemID, point, by string) (dr.JobID, error)
-	Resync(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error)
-	Points(ctx context.Context, id dr.ItemID) ([]dr.RecoveryPoint, error) // newest first
-}
-
-// Jobs are the Jobs page and the long-running operations.
-type Jobs interface {
-	Job(ctx context.Context, id dr.JobID) (dr.Job, error)
-	Jobs(ctx context.Context, f vault.JobFilter) ([]dr.Job, error) // newest first
-	CancelJob(ctx context.Context, id dr.JobID, by string) error
-	RestartJob(ctx context.Context, id dr.JobID, by string) error
-	ResumeJob(ctx context.Context, id dr.JobID, comments, by string) error
-}
-
-// Access answers who is calling.
-type Access interface {
-	Identity() vault.Identity
-	// Authenticate checks a bearer token.
-	Authenticate(ctx context.Context, bearer string) (vault.Principal, error)
-	// IssueToken is the client-credentials grant.
-	IssueToken(ctx context.Context, clientID, secret string) (token string, expiresIn int, err error)
-	// Setting and SetSetting keep small named documents (extended information).
-	Setting(ctx context.Context, name string) (string, error)
-	SetSetting(ctx context.Context, name, value string) error
-}
-
-// Service is everything.
-type Service interface {
-	Sites
-	Providers
-	Policies
-	Mappings
-	Items
-	Failovers
-	Jobs
-	Access
-}
+// Screenshots is what a Service may offer beyond Service.
+type Screenshots = jobs.Screenshots

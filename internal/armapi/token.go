@@ -1,14 +1,13 @@
 package armapi
 
 import (
-	"encoding/json"
 	"mime"
 	"net/http"
 	"net/url"
 	"strings"
 	"time"
 
-	"holdfast/internal/armwire"
+	"holdfast/internal/armapi/route"
 	"holdfast/internal/dr"
 )
 
@@ -50,12 +49,12 @@ func (s *Server) serveOpenID(w http.ResponseWriter, r *http.Request, tenant stri
 		tokenError(w, http.StatusMethodNotAllowed, "invalid_request", "use GET")
 		return nil
 	}
-	base := s.publicURL(r) + "/" + url.PathEscape(tenant)
+	base := s.env.BaseURL(r) + "/" + url.PathEscape(tenant)
 	issuer, token := base, base+"/oauth2/token"
 	if v2 {
 		issuer, token = base+"/v2.0", base+"/oauth2/v2.0/token"
 	}
-	writeJSON(w, http.StatusOK, map[string]any{
+	route.WriteJSON(w, http.StatusOK, map[string]any{
 		"issuer":                                issuer,
 		"token_endpoint":                        token,
 		"authorization_endpoint":                strings.TrimSuffix(token, "token") + "authorize",
@@ -75,7 +74,7 @@ func (s *Server) serveClientCredentials(w http.ResponseWriter, r *http.Request) 
 		tokenError(w, http.StatusMethodNotAllowed, "invalid_request", "use POST")
 		return nil
 	}
-	b, err := readBody(r)
+	b, err := route.ReadBody(r)
 	if err != nil {
 		return err
 	}
@@ -113,7 +112,7 @@ func (s *Server) serveClientCredentials(w http.ResponseWriter, r *http.Request) 
 	}
 	now := s.cfg.Now()
 	w.Header().Set("Pragma", "no-cache")
-	writeJSON(w, http.StatusOK, map[string]any{
+	route.WriteJSON(w, http.StatusOK, map[string]any{
 		"token_type": "Bearer", "access_token": token, "resource": form.Get("resource"),
 		"expires_in": expires, "ext_expires_in": expires,
 		"not_before": now.Unix(), "expires_on": now.Add(time.Duration(expires) * time.Second).Unix(),
@@ -131,17 +130,17 @@ func unescapeForm(s string) string {
 }
 
 func tokenError(w http.ResponseWriter, status int, code, description string) {
-	writeJSON(w, status, map[string]any{"error": code, "error_description": description, "error_codes": []int{}})
+	route.WriteJSON(w, status, map[string]any{"error": code, "error_description": description, "error_codes": []int{}})
 }
 
 // serveMetadata describes the endpoints for clients that discover them. Three
 // shapes exist, by api-version; only the newest is an object with a name.
 func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request) error {
-	base, version := s.publicURL(r), queryValue(r.URL.Query(), "api-version")
+	base, version := s.env.BaseURL(r), route.QueryValue(r.URL.Query(), "api-version")
 	id := s.cfg.Service.Identity()
 	auth := map[string]any{"loginEndpoint": base, "audiences": []string{base}, "tenant": id.TenantID, "identityProvider": "AAD"}
 	if version != "" && version < "2018" {
-		writeJSON(w, http.StatusOK, map[string]any{"galleryEndpoint": base, "graphEndpoint": base, "portalEndpoint": base, "authentication": auth})
+		route.WriteJSON(w, http.StatusOK, map[string]any{"galleryEndpoint": base, "graphEndpoint": base, "portalEndpoint": base, "authentication": auth})
 		return nil
 	}
 	doc := map[string]any{
@@ -151,88 +150,9 @@ func (s *Server) serveMetadata(w http.ResponseWriter, r *http.Request) error {
 		"suffixes": map[string]any{"storage": "invalid", "keyVaultDns": "invalid"},
 	}
 	if version != "" && version < "2020" {
-		writeJSON(w, http.StatusOK, []any{doc})
+		route.WriteJSON(w, http.StatusOK, []any{doc})
 		return nil
 	}
-	writeJSON(w, http.StatusOK, doc)
-	return nil
-}
-
-// serveScope answers the few things above the vault that clients ask before
-// they get to work: subscriptions, tenants, groups, provider registration and
-// the lists of vaults.
-func (s *Server) serveScope(w http.ResponseWriter, c *call, parts []string) error {
-	if err := allow(c.who, dr.RoleReader); err != nil {
-		return err
-	}
-	lower := make([]string, len(parts))
-	for i, p := range parts {
-		lower[i] = strings.ToLower(p)
-	}
-	if lower[0] == "subscriptions" && len(parts) > 1 && !strings.EqualFold(parts[1], c.ident.SubscriptionID) {
-		return dr.New(dr.KindNotFound, codeNoSubscription, "armapi", "subscription %q does not exist here", clip(parts[1]))
-	}
-	if len(parts) > 3 && lower[2] == "resourcegroups" && !strings.EqualFold(parts[3], c.ident.ResourceGroup) {
-		return dr.New(dr.KindNotFound, codeNoGroup, "armapi", "resource group %q does not exist here", clip(parts[3]))
-	}
-	body := c.scopeBody(strings.Join(mask(lower), "/"))
-	if body == nil {
-		return dr.New(dr.KindNotFound, codeUnknownType, "armapi", "%s %s does not exist", c.r.Method, clip(c.r.URL.Path))
-	}
-	v, err := body()
-	if err != nil {
-		return err
-	}
-	writeJSON(w, http.StatusOK, v)
-	return nil
-}
-
-// mask replaces names by "*" so that scopes can be compared.
-func mask(lower []string) []string {
-	out := append([]string(nil), lower...)
-	for i := 1; i < len(out); i++ {
-		if out[i-1] == "subscriptions" || out[i-1] == "resourcegroups" {
-			out[i] = "*"
-		}
-	}
-	return out
-}
-
-func (c *call) scopeBody(scope string) func() (any, error) {
-	sub := "/subscriptions/" + c.ident.SubscriptionID
-	subscription := map[string]any{"id": sub, "subscriptionId": c.ident.SubscriptionID, "tenantId": c.ident.TenantID,
-		"displayName": c.ident.Name, "state": "Enabled", "subscriptionPolicies": map[string]any{}, "authorizationSource": "RoleBased"}
-	group := map[string]any{"id": sub + "/resourceGroups/" + c.ident.ResourceGroup, "name": c.ident.ResourceGroup, "type": "Microsoft.Resources/resourceGroups",
-		"location": c.ident.Location, "properties": map[string]any{"provisioningState": "Succeeded"}}
-	ns := strings.ToLower(armwire.Namespace)
-	provider := map[string]any{"id": sub + "/providers/" + armwire.Namespace, "namespace": armwire.Namespace, "registrationState": "Registered",
-		"resourceTypes": []any{map[string]any{"resourceType": "vaults", "locations": []string{c.ident.Location}, "apiVersions": []string{armwire.APIVersion}}}}
-	is := func(v any) func() (any, error) { return func() (any, error) { return v, nil } }
-	list := func(v ...any) func() (any, error) {
-		return is(map[string]any{"value": v, "nextLink": nil})
-	}
-	switch c.r.Method + " " + scope {
-	case "GET subscriptions":
-		return list(subscription)
-	case "GET subscriptions/*":
-		return is(subscription)
-	case "GET tenants":
-		return list(map[string]any{"id": "/tenants/" + c.ident.TenantID, "tenantId": c.ident.TenantID, "displayName": c.ident.Name})
-	case "GET subscriptions/*/resourcegroups":
-		return list(group)
-	case "GET subscriptions/*/resourcegroups/*":
-		return is(group)
-	case "GET subscriptions/*/providers":
-		return list(provider)
-	case "GET subscriptions/*/providers/" + ns, "POST subscriptions/*/providers/" + ns + "/register":
-		return is(provider)
-	case "GET subscriptions/*/providers/" + ns + "/vaults", "GET subscriptions/*/resourcegroups/*/providers/" + ns + "/vaults":
-		return func() (any, error) {
-			v, err := c.vaultResource()
-			return armwire.List[armwire.Vault]{Value: []armwire.Vault{v}}, err
-		}
-	case "GET providers/" + ns + "/operations", "GET subscriptions/*/resourcegroups/*/providers/" + ns + "/operations":
-		return is(armwire.List[json.RawMessage]{Value: []json.RawMessage{}})
-	}
+	route.WriteJSON(w, http.StatusOK, doc)
 	return nil
 }

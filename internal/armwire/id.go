@@ -67,6 +67,10 @@ func (r ResourceID) NameOf(t string) string {
 	return ""
 }
 
+// Extension is the first word of the types that the public specification does
+// not have: "holdfast/consistencyGroups".
+const Extension = "holdfast"
+
 // ParseID parses the id of a vault or of something below it. Type words are
 // compared without case; the path may be escaped. The last segment may lack its
 // name. It does not check that the id belongs to a particular vault.
@@ -84,6 +88,9 @@ func ParseID(path string) (ResourceID, error) {
 	for rest := parts[8:]; len(rest) > 0; {
 		s := Segment{Type: rest[0]}
 		rest = rest[1:]
+		if strings.EqualFold(s.Type, Extension) && len(rest) > 0 { // types of ours have two words
+			s.Type, rest = s.Type+"/"+rest[0], rest[1:]
+		}
 		if len(rest) > 0 {
 			s.Name, rest = rest[0], rest[1:]
 		}

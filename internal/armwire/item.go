@@ -39,6 +39,7 @@ type EnableDetails struct {
 	CPUs                          int               `json:"holdfastCpus,omitempty"`        // of the recovery VM; 0 = as the source
 	MemoryMB                      int               `json:"holdfastMemoryMB,omitempty"`    // MiB of the recovery VM; 0 = as the source
 	TestNetwork                   string            `json:"holdfastTestNetwork,omitempty"` // default network of test failovers
+	Seed                          string            `json:"holdfastSeed,omitempty"`        // machine id of a seed in the store (GET …/holdfast/seeds)
 }
 
 // DiskInput is one disk to include.
@@ -266,6 +267,15 @@ type ProtectedItem struct {
 	TestVM        string      `json:"holdfastTestVm,omitempty"`
 	TestNetwork   string      `json:"holdfastTestNetwork,omitempty"`
 	LastTestProof Variant     `json:"holdfastLastTestReport"` // report of the last drill, null if there was none
+
+	PauseReason string     `json:"holdfastPauseReason,omitempty"`
+	ResumeAt    *time.Time `json:"holdfastResumeAt,omitempty"` // when a pause ends by itself
+	Resync      *Resync    `json:"holdfastResync"`             // null = none is required
+	Anomaly     *Anomaly   `json:"holdfastAnomaly"`            // null = nothing looks wrong
+	Disks       []Disk     `json:"holdfastDisks"`
+	Group       string     `json:"holdfastGroupId,omitempty"` // consistency group
+	Seeded      bool       `json:"holdfastSeeded,omitempty"`  // protection was begun with a seed
+	Statistics  Statistics `json:"holdfastStatistics"`
 }
 
 // Replication is the agent's word on an item, and what follows from it.
@@ -284,6 +294,100 @@ type Replication struct {
 	LastPoint       *time.Time `json:"lastPoint,omitempty"`
 	ReportedAt      *time.Time `json:"reportedAt,omitempty"` // when the agent said so
 	Error           string     `json:"error,omitempty"`
+
+	ChangeBytesPerSecond int64      `json:"changeBytesPerSecond"`      // what the guest changes, averaged over recent cycles
+	ShipBytesPerSecond   int64      `json:"shipBytesPerSecond"`        // what reaches the store while there is something to send
+	Convergence          string     `json:"convergence"`               // dr.Convergence; empty = not told yet
+	BacklogSeconds       int64      `json:"backlogSeconds"`            // until the backlog is drained at these rates; 0 = nothing to drain, or unknown
+	SentBytes            int64      `json:"sentBytes"`                 // since the agent's process started
+	NextInitial          *time.Time `json:"nextInitial,omitempty"`     // when the initial replication begins or goes on
+	Attempt              int        `json:"attempt,omitempty"`         // of what fails with error
+	RetryAt              *time.Time `json:"retryAt,omitempty"`         // when it is tried again
+	ErrorCode            string     `json:"errorCode,omitempty"`       // dr.Code of error
+	ConsistencyNote      string     `json:"consistencyNote,omitempty"` // why the newest point is less consistent than the policy asks for
+}
+
+// Resync is a resynchronization that is required or runs.
+type Resync struct {
+	State      string     `json:"state"`                // ResyncRequired, ResyncWaiting or ResyncRunning
+	Code       string     `json:"code,omitempty"`       // dr.Code: why
+	Reason     string     `json:"reason"`               // the same in words
+	Remedy     string     `json:"remedy,omitempty"`     // what an operator can do
+	NextWindow *time.Time `json:"nextWindow,omitempty"` // when it begins by itself; null = not by itself, or it runs
+	Percent    float64    `json:"progressPercent"`      // while it runs
+	BytesDone  int64      `json:"bytesDone"`
+	BytesTotal int64      `json:"bytesTotal"`
+	ETASeconds int64      `json:"etaSeconds"` // 0 = unknown
+}
+
+// The states of a resynchronization.
+const (
+	ResyncRequired = "required" // an operator has to ask for it
+	ResyncWaiting  = "waiting"  // it begins by itself, see NextWindow
+	ResyncRunning  = "running"
+)
+
+// Disk is a disk of a protected VM, replicated or not.
+type Disk struct {
+	ID             string `json:"diskId"`
+	Name           string `json:"name"`
+	Bytes          int64  `json:"bytes"` // virtual size; 0 = the host no longer reports it
+	Boot           bool   `json:"boot,omitempty"`
+	Replicated     bool   `json:"replicated"`
+	Excluded       bool   `json:"excluded,omitempty"`       // somebody wants it so
+	Undecided      bool   `json:"undecided,omitempty"`      // new: nobody has decided about it
+	Unreplicatable string `json:"unreplicatable,omitempty"` // why it can't be replicated
+}
+
+// DisksInput adds or removes disks (addDisks, removeDisks).
+type DisksInput struct {
+	ProviderSpecificDetails Variant `json:"providerSpecificDetails"`
+}
+
+// DisksDetails is the part of DisksInput for Hyper-V and KVM, which the public
+// specification has no type for.
+type DisksDetails struct {
+	InstanceType string   `json:"instanceType"`
+	Disks        []string `json:"holdfastDisks"` // disk ids
+}
+
+// RepairInput is the optional body of repairReplication.
+type RepairInput struct {
+	Full bool `json:"holdfastFull,omitempty"` // send everything again instead of only what differs
+}
+
+// PauseInput pauses an item.
+type PauseInput struct {
+	Reason   string     `json:"reason,omitempty"`
+	ResumeAt *time.Time `json:"resumeAt,omitempty"` // null = when somebody says so
+}
+
+// PointUpdate names a recovery point or holds it; absent fields are left alone.
+type PointUpdate struct {
+	Name *string `json:"holdfastName,omitempty"`
+	Held *bool   `json:"holdfastHeld,omitempty"`
+}
+
+// Anomaly says that a VM's data looks encrypted.
+type Anomaly struct {
+	Since     string     `json:"since"` // name of the first recovery point that does
+	SinceTime *time.Time `json:"sinceTime,omitempty"`
+	Good      string     `json:"lastGood,omitempty"` // name of the last one before it; it is held
+	GoodTime  *time.Time `json:"lastGoodTime,omitempty"`
+	Why       string     `json:"why"` // figures
+	Raised    *time.Time `json:"raised,omitempty"`
+}
+
+// Event is an entry of the vault's log.
+type Event struct {
+	ID     string     `json:"id"`
+	Time   *time.Time `json:"time"`
+	Kind   string     `json:"kind"`
+	ItemID string     `json:"itemId,omitempty"`
+	Agent  string     `json:"agent,omitempty"`
+	By     string     `json:"by,omitempty"` // who did it; empty = the vault or a host
+	Audit  bool       `json:"audit"`        // somebody did something that has consequences
+	Text   string     `json:"text"`
 }
 
 // RecoveryPoint is properties of a recovery point. The fields from Consistency on are ours.
@@ -296,6 +400,14 @@ type RecoveryPoint struct {
 	DataBytes               int64      `json:"holdfastDataBytes"`
 	StoredBytes             int64      `json:"holdfastStoredBytes"`
 	Resync                  bool       `json:"holdfastResync,omitempty"`
+	Label                   string     `json:"holdfastName,omitempty"` // what people call it
+	Held                    bool       `json:"holdfastHeld"`           // kept whatever retention says
+	LabelBy                 string     `json:"holdfastNamedBy,omitempty"`
+	Keep                    string     `json:"holdfastKeptBy,omitempty"`  // why it is kept: newest, fine, hourly, daily, or the reason of a hold
+	Note                    string     `json:"holdfastNote,omitempty"`    // e.g. why it is only crash-consistent
+	Suspect                 bool       `json:"holdfastSuspect,omitempty"` // looks encrypted
+	Group                   string     `json:"holdfastGroupId,omitempty"` // consistency group that it is an instant of
+	GroupSeq                uint64     `json:"holdfastGroupSeq,omitempty"`
 }
 
 // ItemSummary is the body of GET /holdfast/v1/items/{id}.

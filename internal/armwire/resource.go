@@ -142,4 +142,5 @@ type HealthError struct {
 	EntityID              string        `json:"entityId,omitempty"`
 	ErrorID               string        `json:"errorId"`
 	CustomerResolvability string        `json:"customerResolvability"`
+	Evidence              string        `json:"holdfastEvidence,omitempty"` // how it shows in general; ErrorMessage says what was seen
 }

@@ -153,6 +153,24 @@ type PolicySettings struct {
 	StorageAccounts              []string `json:"storageAccounts,omitempty"`
 	RetentionSeconds             *int64   `json:"holdfastRetentionSeconds,omitempty"`    // instead of the hours
 	AppFrequencySeconds          *int64   `json:"holdfastAppFrequencySeconds,omitempty"` // instead of the hours
+
+	RetainHourlySeconds *int64   `json:"holdfastRetainHourlySeconds,omitempty"` // age until which one point an hour is kept; 0 = no such tier
+	RetainDailySeconds  *int64   `json:"holdfastRetainDailySeconds,omitempty"`  // age until which one point a day is kept; 0 = no such tier
+	ResyncMode          *string  `json:"holdfastResyncMode,omitempty"`          // dr.ResyncMode
+	ResyncWindow        *string  `json:"holdfastResyncWindow,omitempty"`        // text of dr.Window; empty = always
+	ResyncThreshold     *float64 `json:"holdfastResyncThreshold,omitempty"`     // share of the disks' size; 0 = the default, negative = off
+	InitialMode         *string  `json:"holdfastInitialMode,omitempty"`         // dr.InitialMode
+	InitialWindow       *string  `json:"holdfastInitialWindow,omitempty"`
+	InitialPriority     *int     `json:"holdfastInitialPriority,omitempty"` // -10..10, higher goes first
+	Compression         *string  `json:"holdfastCompression,omitempty"`     // dr.Compression
+	// Bandwidth replaces all rules; an empty list takes them away.
+	Bandwidth *[]BandwidthRule `json:"holdfastBandwidth,omitempty"`
+}
+
+// BandwidthRule limits what the items of a policy send together while its window is open.
+type BandwidthRule struct {
+	Window         string `json:"window"`         // text of dr.Window; empty = always
+	BytesPerSecond int64  `json:"bytesPerSecond"` // 0 = unlimited
 }
 
 // PolicyDetails is providerSpecificDetails of a policy. It has other names than the input.
@@ -166,6 +184,17 @@ type PolicyDetails struct {
 	ActiveStorageAccountID     string  `json:"activeStorageAccountId,omitempty"`
 	RetentionSeconds           int64   `json:"holdfastRetentionSeconds"`    // exact; the hours are rounded up
 	AppFrequencySeconds        int64   `json:"holdfastAppFrequencySeconds"` // exact
+
+	RetainHourlySeconds int64           `json:"holdfastRetainHourlySeconds"`
+	RetainDailySeconds  int64           `json:"holdfastRetainDailySeconds"`
+	ResyncMode          string          `json:"holdfastResyncMode"`
+	ResyncWindow        string          `json:"holdfastResyncWindow"`
+	ResyncThreshold     float64         `json:"holdfastResyncThreshold"` // in effect; -1 = off
+	InitialMode         string          `json:"holdfastInitialMode"`
+	InitialWindow       string          `json:"holdfastInitialWindow"`
+	InitialPriority     int             `json:"holdfastInitialPriority"`
+	Compression         string          `json:"holdfastCompression"`
+	Bandwidth           []BandwidthRule `json:"holdfastBandwidth"`
 }
 
 // Policy is properties of a replication policy.

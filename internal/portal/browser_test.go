@@ -281,13 +281,55 @@ func TestKeyboardAndDialogs(t *testing.T) {
 	b.until("the point", "document.querySelector('#dlg-test-failover select[name=point]').value === document.querySelectorAll('a[data-point]')[4].dataset.point")
 }
 
+// TestReplicationByKeyboard does with a keyboard what the cards of the item's page offer.
+func TestReplicationByKeyboard(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a browser")
+	}
+	f := busyDay(time.Now).replicating()
+	b := openBrowser(t, f)
+	b.signIn()
+	enter := func(css string) {
+		t.Helper()
+		b.within(chromedp.Focus(chromedp.CSS(css)), chromedp.KeyEvent("\r"))
+	}
+	b.open("/portal/items/77f0c3de-item-2")
+	enter(".anomaly a[data-point]")
+	good := f.detail["77f0c3de-item-2"].Anomaly.Good
+	b.until("the last good point", "document.querySelector('#dlg-test-failover:modal select[name=point]').value === '"+good+"'")
+	b.within(chromedp.KeyEvent("\x1b"))
+	b.open("/portal/items/77f0c3de-item-1")
+	enter("#cmd-pause")
+	b.until("the dialog", "document.querySelector('#dlg-pause:modal') !== null")
+	b.within(chromedp.SendKeys(chromedp.CSS("#dlg-pause input[name=reason]"), "moving disks"))
+	b.leave("#dlg-pause button[type=submit]")
+	b.says("moving disks")
+	b.leave("#cmd-resume")
+	b.until("the pause to end", "document.querySelector('#cmd-pause') !== null")
+	b.leave("a[href*='ask=point']")
+	b.until("the dialog of the point", "document.querySelector('#dlg-point:modal') !== null")
+	b.within(chromedp.SendKeys(chromedp.CSS("#dlg-point input[name=label]"), "before the move"))
+	b.leave("#dlg-point button[type=submit]")
+	b.says("before the move")
+	enter("section a[data-dialog=dlg-disks]")
+	b.until("the dialog of disks", "document.querySelector('#dlg-disks:modal') !== null")
+	b.click("#dlg-disks input[value=vdb]")
+	b.leave("#dlg-disks button[type=submit]")
+	b.until("both disks", "document.querySelectorAll('[aria-labelledby=h-disks] .pill.good').length === 2")
+	for _, want := range []string{`Pause 77f0c3de-item-1 true "moving disks"`, "Pause 77f0c3de-item-1 false", "ChangeDisks 77f0c3de-item-1 [vda vdb]", "NamePoint 77f0c3de-item-1 " + f.points["77f0c3de-item-1"][0].Name() + ` "before the move" true`} {
+		if !f.called(want) {
+			t.Errorf("%q did not reach the vault: %v", want, f.calls)
+		}
+	}
+}
+
 // TestLooks takes the pictures by which people judge the pages, and checks that
 // nothing sticks out sideways.
 func TestLooks(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes half a minute")
 	}
-	f := busyDay(time.Now)
+	f := busyDay(time.Now).replicating()
 	f.add(0, func(it *dr.ProtectedItem, st *dr.ReplicationStatus) {
 		it.Protection, it.Health = dr.InitialReplication, dr.HealthWarning
 		it.HealthErrors = []dr.HealthError{{Code: "InitialReplicationNotComplete", Severity: dr.HealthWarning, Message: "Initial replication of web01 is not complete (43 %).", Cause: "The disks are being sent for the first time.", Remedy: "Wait until the initial replication is complete.", Since: f.now().Add(-4 * time.Minute)}}
@@ -311,10 +353,11 @@ func TestLooks(t *testing.T) {
 	for _, look := range []struct {
 		name, scheme string
 		width        int64
-	}{{"1280-light", "light", 1280}, {"1280-dark", "dark", 1280}, {"800-light", "light", 800}, {"420-dark", "dark", 420}} {
+	}{{"1280-light", "light", 1280}, {"1280-dark", "dark", 1280}, {"800-light", "light", 800}, {"390-dark", "dark", 390}, {"390-light", "light", 390}} {
 		b.look(look.width, look.scheme)
 		for _, p := range []struct{ name, path string }{
-			{"overview", "/portal"}, {"items", "/portal/items"}, {"item", "/portal/items/77f0c3de-item-1"}, {"item-critical", "/portal/items/77f0c3de-item-2"}, {"item-ir", "/portal/items/77f0c3de-item-0"}, {"item-dialog", "/portal/items/77f0c3de-item-1?ask=failover"},
+			{"overview", "/portal"}, {"items", "/portal/items"}, {"item", "/portal/items/77f0c3de-item-1"}, {"item-critical", "/portal/items/77f0c3de-item-2"}, {"item-ir", "/portal/items/77f0c3de-item-0"}, {"item-dialog", "/portal/items/77f0c3de-item-1?ask=failover"}, {"item-pause", "/portal/items/77f0c3de-item-1?ask=pause"}, {"item-disks", "/portal/items/77f0c3de-item-1?ask=disks"}, {"item-events", "/portal/items/77f0c3de-item-1/events"},
+			{"groups", "/portal/groups"}, {"group", "/portal/groups/c0ffee00-group"}, {"group-members", "/portal/groups/c0ffee00-group?ask=members"}, {"store", "/portal/store"}, {"policy-create", "/portal/policies?ask=create"},
 			{"sites", "/portal/sites"}, {"site", "/portal/sites/berlin"}, {"site-register", "/portal/sites/berlin?ask=register"}, {"vms", "/portal/vms?all=1"}, {"enable", "/portal/vms/berlin/3f2b8a10-0003/enable"}, {"policies", "/portal/policies"},
 			{"policy", "/portal/policies/gold-5min"}, {"jobs", "/portal/jobs"}, {"job", "/portal/jobs/" + string(running)}, {"job-failed", "/portal/jobs/018f-failed"}, {"job-done", "/portal/jobs/018f-drill"}, {"jobs-none", "/portal/jobs?state=waiting"}} {
 			b.open(p.path)
@@ -326,9 +369,10 @@ func TestLooks(t *testing.T) {
 	}
 	f.mu.Lock()
 	f.fabrics, f.hosts, f.vms, f.policies, f.items, f.jobs, f.maps = nil, nil, nil, nil, nil, nil, nil
+	f.groups = nil
 	f.mu.Unlock()
 	b.look(1280, "light")
-	for _, name := range []string{"", "/items", "/sites", "/vms", "/policies"} {
+	for _, name := range []string{"", "/items", "/sites", "/vms", "/policies", "/groups", "/store"} {
 		b.open("/portal" + name)
 		b.shot("empty" + strings.ReplaceAll(name, "/", "-"))
 	}

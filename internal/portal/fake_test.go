@@ -15,6 +15,7 @@ import (
 
 	"holdfast/internal/dr"
 	"holdfast/internal/vault"
+	"holdfast/internal/vaultdb"
 )
 
 var _ Vault = (*fake)(nil)
@@ -40,6 +41,11 @@ type fake struct {
 	subs     map[chan vault.Change]bool
 	calls    []string
 	fail     map[string]error // by operation
+	detail   map[dr.ItemID]*vault.Detail
+	labels   map[string]vault.PointDetail // by item and name of the point
+	upkeep   map[dr.ItemID]vault.UpkeepStatus
+	groups   []dr.ConsistencyGroup
+	events   []vaultdb.Event // oldest first
 	serial   int
 }
 
@@ -50,7 +56,8 @@ type fakeJob struct {
 
 func newFake(now func() time.Time) *fake {
 	f := &fake{now: now, step: 150 * time.Millisecond, status: map[dr.ItemID]*dr.ReplicationStatus{}, points: map[dr.ItemID][]dr.RecoveryPoint{},
-		sessions: map[string]vault.Principal{}, users: map[string]vault.Principal{}, subs: map[chan vault.Change]bool{}, fail: map[string]error{}}
+		sessions: map[string]vault.Principal{}, users: map[string]vault.Principal{}, subs: map[chan vault.Change]bool{}, fail: map[string]error{},
+		detail: map[dr.ItemID]*vault.Detail{}, labels: map[string]vault.PointDetail{}, upkeep: map[dr.ItemID]vault.UpkeepStatus{}}
 	for name, role := range map[string]dr.Role{"admin": dr.RoleOwner, "carla": dr.RoleContributor, "olaf": dr.RoleOperator, "rita": dr.RoleReader} {
 		f.users[name] = vault.Principal{Name: name, Role: role}
 	}
@@ -379,11 +386,6 @@ func (f *fake) Status(_ context.Context, id dr.ItemID) (dr.ReplicationStatus, er
 	return dr.ReplicationStatus{}, nil
 }
 
-func (f *fake) Points(_ context.Context, id dr.ItemID) ([]dr.RecoveryPoint, error) {
-	defer f.lock()()
-	return slices.Clone(f.points[id]), nil
-}
-
 func (f *fake) AllowedOperations(_ context.Context, id dr.ItemID) ([]string, error) {
 	defer f.lock()()
 	it, err := f.item(id)
@@ -458,16 +460,6 @@ func (f *fake) Disable(_ context.Context, id dr.ItemID, purge bool, by string) (
 	}, "StopReplication", "Stop replication at the source")
 }
 
-func (f *fake) Pause(_ context.Context, id dr.ItemID, paused bool, _ string) error {
-	defer f.lock()()
-	it, err := f.item(id)
-	if err == nil {
-		it.Paused = paused
-		err = f.call("Pause %s %v", id, paused)
-	}
-	return err
-}
-
 // operate starts a job of an item.
 func (f *fake) operate(id dr.ItemID, by, kind, title, call string, begin func(*dr.ProtectedItem), end func(*dr.ProtectedItem, *fakeJob), tasks ...string) (dr.JobID, error) {
 	defer f.lock()()
@@ -534,8 +526,8 @@ func (f *fake) ChangePoint(_ context.Context, id dr.ItemID, point, by string) (d
 	return f.operate(id, by, "ChangePit", "Change recovery point", "ChangePoint "+point, func(*dr.ProtectedItem) {}, func(it *dr.ProtectedItem, _ *fakeJob) { it.FailedOverTo = point }, "PrepareRecoveryPoint", "Prepare the recovery point")
 }
 
-func (f *fake) Resync(_ context.Context, id dr.ItemID, by string) (dr.JobID, error) {
-	return f.operate(id, by, "Resync", "Resynchronize", "Resync "+string(id), func(*dr.ProtectedItem) {}, func(*dr.ProtectedItem, *fakeJob) {}, "RequestResynchronization", "Ask the source")
+func (f *fake) ResyncWith(_ context.Context, id dr.ItemID, o vault.ResyncOptions, by string) (dr.JobID, error) {
+	return f.operate(id, by, "Resync", "Resynchronize", fmt.Sprintf("Resync %s full=%v", id, o.Full), func(*dr.ProtectedItem) {}, func(*dr.ProtectedItem, *fakeJob) {}, "RequestResynchronization", "Ask the source")
 }
 
 func (f *fake) Job(_ context.Context, id dr.JobID) (dr.Job, error) {

@@ -1,6 +1,7 @@
 package portal
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"html/template"
@@ -28,11 +29,12 @@ type verb struct {
 	Danger            bool
 	Dialog            bool // asks first; else the button acts at once
 	Group             int  // command bar groups
+	Hidden            bool // not in the command bar: a card or a table offers it
 	run               func(ctx context.Context, v Vault, it dr.ProtectedItem, form func(string) string, by string) (dr.JobID, error)
 }
 
-// verbs is the command bar, in its order.
-func verbs() []verb {
+// verbs is the command bar, in its order, and what cards and tables offer.
+func verbs(now func() time.Time) []verb {
 	const op, cfg = dr.RoleOperator, dr.RoleContributor
 	failover := func(kind dr.FailoverKind) func(context.Context, Vault, dr.ProtectedItem, func(string) string, string) (dr.JobID, error) {
 		return func(ctx context.Context, v Vault, it dr.ProtectedItem, form func(string) string, by string) (dr.JobID, error) {
@@ -50,45 +52,63 @@ func verbs() []verb {
 		}
 	}
 	return []verb{
-		{"test-failover", "Test failover", "test", "TestFailover", op, false, true, 0, failover(dr.KindTestFailover)},
-		{"cleanup-test", "Cleanup test failover", "broom", "TestFailoverCleanup", op, false, true, 0,
+		{"test-failover", "Test failover", "test", "TestFailover", op, false, true, 0, false, failover(dr.KindTestFailover)},
+		{"cleanup-test", "Cleanup test failover", "broom", "TestFailoverCleanup", op, false, true, 0, false,
 			func(ctx context.Context, v Vault, it dr.ProtectedItem, form func(string) string, by string) (dr.JobID, error) {
 				return v.CleanupTest(ctx, it.ID, strings.TrimSpace(form("comments")), by)
 			}},
-		{"planned-failover", "Planned failover", "planned", "PlannedFailover", op, true, true, 1, failover(dr.KindPlannedFailover)},
-		{"failover", "Failover", "bolt", "UnplannedFailover", op, true, true, 1, failover(dr.KindUnplannedFailover)},
-		{"change-point", "Change recovery point", "history", "ChangePit", op, true, true, 1,
+		{"planned-failover", "Planned failover", "planned", "PlannedFailover", op, true, true, 1, false, failover(dr.KindPlannedFailover)},
+		{"failover", "Failover", "bolt", "UnplannedFailover", op, true, true, 1, false, failover(dr.KindUnplannedFailover)},
+		{"change-point", "Change recovery point", "history", "ChangePit", op, true, true, 1, false,
 			func(ctx context.Context, v Vault, it dr.ProtectedItem, form func(string) string, by string) (dr.JobID, error) {
 				return v.ChangePoint(ctx, it.ID, form("point"), by)
 			}},
-		{"commit", "Commit", "commit", "Commit", op, true, true, 1,
+		{"commit", "Commit", "commit", "Commit", op, true, true, 1, false,
 			func(ctx context.Context, v Vault, it dr.ProtectedItem, _ func(string) string, by string) (dr.JobID, error) {
 				return v.Commit(ctx, it.ID, by)
 			}},
-		{"cancel-failover", "Cancel failover", "undo", "CancelFailover", op, true, true, 1,
+		{"cancel-failover", "Cancel failover", "undo", "CancelFailover", op, true, true, 1, false,
 			func(ctx context.Context, v Vault, it dr.ProtectedItem, _ func(string) string, by string) (dr.JobID, error) {
 				return v.CancelFailover(ctx, it.ID, by)
 			}},
-		{"resync", "Resynchronize", "resync", "RepairReplication", op, false, true, 2,
-			func(ctx context.Context, v Vault, it dr.ProtectedItem, _ func(string) string, by string) (dr.JobID, error) {
-				return v.Resync(ctx, it.ID, by)
+		{"resync", "Resynchronize", "resync", "RepairReplication", op, false, true, 2, false,
+			func(ctx context.Context, v Vault, it dr.ProtectedItem, form func(string) string, by string) (dr.JobID, error) {
+				return v.ResyncWith(ctx, it.ID, vault.ResyncOptions{Full: form("full") != ""}, by)
 			}},
-		{"pause", "Pause", "pause", "", cfg, false, false, 2,
-			func(ctx context.Context, v Vault, it dr.ProtectedItem, _ func(string) string, by string) (dr.JobID, error) {
-				return "", v.Pause(ctx, it.ID, true, by)
+		{"pause", "Pause", "pause", "", cfg, false, true, 2, false,
+			func(ctx context.Context, v Vault, it dr.ProtectedItem, form func(string) string, by string) (dr.JobID, error) {
+				return pause(ctx, v, it, form, by, now())
 			}},
-		{"resume", "Resume", "play", "", cfg, false, false, 2,
+		{"resume", "Resume", "play", "", cfg, false, false, 2, false,
 			func(ctx context.Context, v Vault, it dr.ProtectedItem, _ func(string) string, by string) (dr.JobID, error) {
-				return "", v.Pause(ctx, it.ID, false, by)
+				return "", v.Pause(ctx, it.ID, vault.PauseRequest{By: by})
 			}},
-		{"settings", "Properties", "settings", "", cfg, false, true, 2, changeSettings},
-		{"disable", "Disable replication", "delete", "DisableProtection", cfg, true, true, 3,
+		{"retry", "Retry now", "refresh", "", op, false, false, 2, false,
+			func(ctx context.Context, v Vault, it dr.ProtectedItem, _ func(string) string, by string) (dr.JobID, error) {
+				return "", v.RetryNow(ctx, it.ID, by)
+			}},
+		{"settings", "Properties", "settings", "", cfg, false, true, 2, false, changeSettings},
+		{"disable", "Disable replication", "delete", "DisableProtection", cfg, true, true, 3, false,
 			func(ctx context.Context, v Vault, it dr.ProtectedItem, form func(string) string, by string) (dr.JobID, error) {
 				if form("confirm") != it.VMName {
 					return "", dr.Errorf(dr.KindInvalid, "portal.disable", "the name entered is not %q: nothing was changed", it.VMName).
 						WithHint("Type the VM's name exactly to confirm that its protection shall end.")
 				}
 				return v.Disable(ctx, it.ID, form("force") != "", by)
+			}},
+		{"point", "Name or hold", "key", "", op, false, true, 4, true, namePoint},
+		{"disks", "Choose disks", "settings", "", cfg, false, true, 4, true, changeDisks},
+		{"acknowledge", "It is meant to be so", "check", "", op, false, false, 4, true,
+			func(ctx context.Context, v Vault, it dr.ProtectedItem, _ func(string) string, by string) (dr.JobID, error) {
+				return "", v.AcknowledgeAnomaly(ctx, it.ID, by)
+			}},
+		{"maintain", "Maintain now", "broom", "", op, false, true, 4, true,
+			func(ctx context.Context, v Vault, it dr.ProtectedItem, _ func(string) string, by string) (dr.JobID, error) {
+				return v.Maintain(ctx, it.ID, by)
+			}},
+		{"scrub", "Scrub now", "check", "", op, false, true, 4, true,
+			func(ctx context.Context, v Vault, it dr.ProtectedItem, _ func(string) string, by string) (dr.JobID, error) {
+				return v.Scrub(ctx, it.ID, by)
 			}},
 	}
 }
@@ -121,11 +141,11 @@ func changeSettings(ctx context.Context, v Vault, it dr.ProtectedItem, form func
 
 // act carries a command out.
 func (p itemPages) act(w http.ResponseWriter, r *page.Request) error {
-	i := slices.IndexFunc(verbs(), func(v verb) bool { return v.Name == r.PathValue("verb") })
+	i := slices.IndexFunc(verbs(p.Now), func(v verb) bool { return v.Name == r.PathValue("verb") })
 	if i < 0 {
 		return dr.New(dr.KindNotFound, dr.CodeNotFound, "portal", "there is no operation %q", r.PathValue("verb"))
 	}
-	do := verbs()[i]
+	do := verbs(p.Now)[i]
 	if err := page.Allow(r.Who, do.Role); err != nil {
 		return err
 	}
@@ -136,7 +156,11 @@ func (p itemPages) act(w http.ResponseWriter, r *page.Request) error {
 	if err := r.ParseForm(); err != nil {
 		return dr.Errorf(dr.KindInvalid, "portal", "the form could not be read")
 	}
-	job, err := do.run(r.Context(), p.V, it, r.PostForm.Get, r.Who.Name)
+	form := r.PostForm.Get
+	if do.Name == "disks" {
+		form = func(name string) string { return strings.Join(r.PostForm[name], "\n") }
+	}
+	job, err := do.run(r.Context(), p.V, it, form, r.Who.Name)
 	if err != nil {
 		return p.Again(w, r, err, p.show)
 	}
@@ -179,11 +203,13 @@ type itemBody struct {
 	SourceHost   dr.Provider
 	SourceOn     bool
 	RecoveryHost dr.Provider
-	Points       []dr.RecoveryPoint // of the page of the table
-	Choices      []dr.RecoveryPoint // newest
+	Points       []vault.PointDetail // of the page of the table
+	Choices      []vault.PointDetail // newest
+	Chosen       vault.PointDetail   // of the address, else the newest
+	Asked        string              // the point that the address names
 	PointCount   int
-	Latest       dr.RecoveryPoint
-	LatestApp    dr.RecoveryPoint
+	Latest       vault.PointDetail
+	LatestApp    vault.PointDetail
 	StoredBytes  int64
 	Reasons      []*reason
 	Drill        *drill
@@ -193,7 +219,12 @@ type itemBody struct {
 	Timeline     template.HTML
 	LagChart     template.HTML
 	ChurnChart   template.HTML
+	RateChart    template.HTML
+	Tiers        bool // points are thinned out with age
+	Suspects     bool // some points look encrypted
+	Flags        bool // some points are named or held
 	Pages        pages
+	replicationBody
 }
 
 // reason is a health error with its explanation.
@@ -226,11 +257,14 @@ func (p itemPages) show(w http.ResponseWriter, r *page.Request) error {
 		return err
 	}
 	b.SourceOn = b.SourceHost.ID != "" && p.V.Connected(b.SourceHost)
-	points, err := p.V.Points(ctx, it.ID)
+	points, err := p.V.PointDetails(ctx, it.ID)
 	if err != nil {
 		return err
 	}
 	p.history(r, &b, points)
+	if b.replicationBody, err = p.replication(ctx, b.itemRow, b.Policy, b.VM); err != nil {
+		return err
+	}
 	if b.Jobs, err = p.V.Jobs(ctx, vault.JobFilter{Item: it.ID, Limit: 8}); err != nil {
 		return err
 	}
@@ -263,6 +297,7 @@ func (p itemPages) show(w http.ResponseWriter, r *page.Request) error {
 func query(r *page.Request) string {
 	q := r.URL.Query()
 	q.Del("ask") // a dialog is asked for once
+	q.Del("point")
 	if r.Method != http.MethodGet || len(q) == 0 {
 		return ""
 	}
@@ -270,13 +305,21 @@ func query(r *page.Request) string {
 }
 
 // history fills what comes from the recovery points.
-func (p itemPages) history(r *page.Request, b *itemBody, points []dr.RecoveryPoint) {
+func (p itemPages) history(r *page.Request, b *itemBody, points []vault.PointDetail) {
 	now := p.Now()
 	b.PointCount = len(points)
 	if len(points) > 0 {
-		b.Latest = points[0]
+		b.Latest, b.Chosen = points[0], points[0]
 	}
-	for _, x := range points {
+	asked := cmp.Or(r.URL.Query().Get("point"), r.PostFormValue("point"))
+	plain, marks := make([]dr.RecoveryPoint, len(points)), make([]chart.Point, len(points))
+	for i, x := range points {
+		plain[i] = x.RecoveryPoint
+		marks[i] = chart.Point{RecoveryPoint: x.RecoveryPoint, Label: x.Label, Tier: x.Keep, Held: x.Held, Suspect: x.Suspect}
+		b.Tiers, b.Suspects, b.Flags = b.Tiers || x.Keep == "hourly" || x.Keep == "daily", b.Suspects || x.Suspect, b.Flags || x.Held || x.Label != ""
+		if x.Name() == asked {
+			b.Chosen, b.Asked = x, asked
+		}
 		b.StoredBytes += x.StoredBytes
 		if b.LatestApp.N == 0 && x.Consistency == dr.AppConsistent {
 			b.LatestApp = x
@@ -292,9 +335,10 @@ func (p itemPages) history(r *page.Request, b *itemBody, points []dr.RecoveryPoi
 	if b.Active == dr.AtRecovery && len(points) > 0 {
 		now = points[0].Time.Add(time.Second) // nothing comes any more; the charts show what was
 	}
-	b.Timeline = chart.Timeline(points, now, b.FailedOverTo)
-	b.LagChart = chart.Lag(points, now.Add(-width), now, b.Target)
-	b.ChurnChart = chart.Churn(points, now.Add(-width), now)
+	b.Timeline = chart.Timeline(marks, now, b.FailedOverTo)
+	b.LagChart = chart.Lag(plain, now.Add(-width), now, b.Target)
+	b.ChurnChart = chart.Churn(plain, now.Add(-width), now)
+	b.RateChart = chart.Rates(plain, now.Add(-width), now)
 	b.Choices = points[:min(len(points), 25)]
 	b.Points, b.Pages = paged(r, points, 10)
 }
@@ -302,10 +346,12 @@ func (p itemPages) history(r *page.Request, b *itemBody, points []dr.RecoveryPoi
 // commands makes the command bar: what the state and the role allow is on.
 func (b *itemBody) commands(r *page.Request, allowed []string) {
 	group := -1
-	for _, v := range verbs() {
+	for _, v := range verbs(time.Now) {
 		c := command{verb: v}
 		switch {
-		case v.Name == "pause" && (b.Paused || b.Protection != dr.Protected || b.Active != dr.AtPrimary), v.Name == "resume" && !b.Paused:
+		case v.Hidden && (v.Name == "point" && b.PointCount == 0 || v.Name == "acknowledge" && b.Detail.Anomaly == nil), v.Name == "retry" && (b.Paused || !b.Waits):
+			continue
+		case v.Name == "pause" && (b.Paused || b.Protection != dr.Protected && b.Protection != dr.InitialReplication || b.Active != dr.AtPrimary), v.Name == "resume" && !b.Paused:
 			continue
 		case !r.Who.Role.Includes(v.Role):
 			c.Off = "Needs the role " + string(v.Role) + "; you are " + string(r.Who.Role)
@@ -313,8 +359,12 @@ func (b *itemBody) commands(r *page.Request, allowed []string) {
 			c.Off = b.why(v)
 		}
 		c.New = v.Group != group && group >= 0
-		group = v.Group
-		b.Commands = append(b.Commands, c)
+		if v.Hidden {
+			b.Offered = append(b.Offered, c)
+		} else {
+			group = v.Group
+			b.Commands = append(b.Commands, c)
+		}
 		if c.Off == "" && v.Dialog {
 			b.Dialogs = append(b.Dialogs, c)
 		}

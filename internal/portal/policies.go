@@ -4,8 +4,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
-	"time"
 
 	"holdfast/internal/dr"
 	"holdfast/internal/portal/page"
@@ -71,7 +69,7 @@ func (p policyPages) list(w http.ResponseWriter, r *page.Request) error {
 }
 
 func (p policyPages) create(w http.ResponseWriter, r *page.Request) error {
-	pol, err := policyFormOf(r.PostFormValue).policy()
+	pol, err := policyFormOf(r.PostFormValue).policy(dr.Policy{})
 	var job dr.JobID
 	if err == nil {
 		job, err = p.V.SavePolicy(r.Context(), pol, true, r.Who.Name)
@@ -101,12 +99,12 @@ func (p policyPages) show(w http.ResponseWriter, r *page.Request) error {
 	if i < 0 {
 		return dr.New(dr.KindNotFound, dr.CodeNotFound, "portal", "policy %q was removed", pol.Name)
 	}
-	b := policyBody{policyRow: rows[i], Ask: r.URL.Query().Get("ask"), Form: policyForm{Name: pol.Name, Copy: strconv.FormatInt(int64(pol.CopyFrequency/time.Second), 10),
-		Retention: strconv.FormatInt(int64(pol.Retention/time.Hour), 10), AppEvery: strconv.FormatInt(int64(pol.AppFrequency/time.Hour), 10)}}
+	b := policyBody{policyRow: rows[i], Ask: r.URL.Query().Get("ask"), Form: formOf(pol)}
 	if r.Problem != nil && r.PostForm.Has("copy") {
 		b.Form = policyFormOf(r.PostFormValue)
 		b.Form.Name = pol.Name
 	}
+	b.Form.Open = true
 	return p.Render(w, r, "policy", page.View{Title: pol.Name, Kind: "Replication policy", Section: "policies", Icon: "policies",
 		Crumbs: []page.Crumb{{Name: "Replication policies", URL: "/portal/policies"}}, Body: b})
 }
@@ -116,12 +114,12 @@ func (p policyPages) save(w http.ResponseWriter, r *page.Request) error {
 	if err != nil {
 		return err
 	}
-	pol, err := policyForm{old.Name, r.PostFormValue("copy"), r.PostFormValue("retention"), r.PostFormValue("app")}.policy()
+	form := policyFormOf(r.PostFormValue)
+	form.Name = old.Name
+	pol, err := form.policy(old)
 	var job dr.JobID
 	if err == nil {
-		// What the form does not show stays as it is.
-		old.CopyFrequency, old.Retention, old.AppFrequency = pol.CopyFrequency, pol.Retention, pol.AppFrequency
-		job, err = p.V.SavePolicy(r.Context(), old, false, r.Who.Name)
+		job, err = p.V.SavePolicy(r.Context(), pol, false, r.Who.Name)
 	}
 	if err != nil {
 		return p.Again(w, r, err, p.show)

@@ -54,6 +54,7 @@ func (c *core) routes() *http.ServeMux {
 	mux := http.NewServeMux()
 	account, over, site, vm := page.Account{Core: c.Core}, overviewPages{c}, sitePages{c}, vmPages{c}
 	item, policy, jobs := itemPages{c}, policyPages{c}, jobPages{c}
+	group, store := groupPages{c}, storePages{c}
 	const read, operate, configure = dr.RoleReader, dr.RoleOperator, dr.RoleContributor
 
 	mux.Handle("GET /static/{name}", c.Static())
@@ -86,6 +87,16 @@ func (c *core) routes() *http.ServeMux {
 		"GET /portal/items":              {read, item.list},
 		"GET /portal/items/{id}":         {read, item.show},
 		"POST /portal/items/{id}/{verb}": {operate, item.act}, // some verbs need more
+
+		"GET /portal/items/{id}/events": {read, item.events},
+
+		"GET /portal/groups":              {read, group.list},
+		"POST /portal/groups":             {configure, group.create},
+		"GET /portal/groups/{id}":         {read, group.show},
+		"POST /portal/groups/{id}":        {configure, group.save},
+		"POST /portal/groups/{id}/remove": {configure, group.remove},
+
+		"GET /portal/store": {read, store.show},
 
 		"GET /portal/policies":                {read, policy.list},
 		"POST /portal/policies":               {configure, policy.create},

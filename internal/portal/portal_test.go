@@ -411,7 +411,17 @@ func TestRoles(t *testing.T) {
 		{item + "cancel-failover", url.Values{}, "CancelFailover ", dr.RoleOperator},
 		{item + "change-point", url.Values{"point": {"g1"}}, "ChangePoint g1", dr.RoleOperator},
 		{item + "resync", url.Values{}, "Resync ", dr.RoleOperator},
-		{item + "pause", url.Values{}, "Pause 77f0c3de-item-1 true", dr.RoleContributor},
+		{item + "resync", url.Values{"full": {"1"}}, "Resync 77f0c3de-item-1 full=true", dr.RoleOperator},
+		{item + "pause", url.Values{"reason": {" storage "}, "hours": {"4"}}, `Pause 77f0c3de-item-1 true "storage"`, dr.RoleContributor},
+		{item + "retry", url.Values{}, "RetryNow 77f0c3de-item-1", dr.RoleOperator},
+		{item + "acknowledge", url.Values{}, "AcknowledgeAnomaly 77f0c3de-item-1", dr.RoleOperator},
+		{item + "point", url.Values{"point": {"g00000001-c0000000000000007"}, "label": {"before"}, "hold": {"1"}}, `NamePoint 77f0c3de-item-1 g00000001-c0000000000000007 "before" true`, dr.RoleOperator},
+		{item + "disks", url.Values{"disk": {"vda", "vdb"}}, "ChangeDisks 77f0c3de-item-1 [vda vdb]", dr.RoleContributor},
+		{item + "maintain", url.Values{}, "Maintain 77f0c3de-item-1", dr.RoleOperator},
+		{item + "scrub", url.Values{}, "Scrub 77f0c3de-item-1", dr.RoleOperator},
+		{"/portal/groups", url.Values{"groupName": {"shop"}, "item": {"77f0c3de-item-1", "77f0c3de-item-2"}}, "CreateGroup shop [77f0c3de-item-1 77f0c3de-item-2]", dr.RoleContributor},
+		{"/portal/groups/g1", url.Values{"item": {"77f0c3de-item-1"}}, "SetGroupMembers g1 [77f0c3de-item-1]", dr.RoleContributor},
+		{"/portal/groups/g1/remove", url.Values{}, "DeleteGroup g1", dr.RoleContributor},
 		{item + "resume", url.Values{}, "Pause 77f0c3de-item-1 false", dr.RoleContributor},
 		{item + "settings", url.Values{"name": {"db01-dr"}, "cpus": {"4"}, "memory": {"8192"}}, "Update {RecoveryVMName:db01-dr CPUs:4 MemoryMB:8192", dr.RoleContributor},
 		{item + "disable", url.Values{"confirm": {"db01"}}, "Disable 77f0c3de-item-1 false", dr.RoleContributor},
@@ -491,6 +501,12 @@ func TestRefusals(t *testing.T) {
 		{"site with a bad name", "/portal/sites", url.Values{"name": {"<b>"}}, 400, "Use letters, digits and hyphens"},
 		{"policy out of range", "/portal/policies", url.Values{"policyName": {"p"}, "copy": {"1"}, "retention": {"1"}, "app": {"0"}}, 400, "outside 5s..24h"},
 		{"policy that is no number", "/portal/policies/gold-5min", url.Values{"copy": {"1e3"}, "retention": {"1"}, "app": {"0"}}, 400, "is not a whole number"},
+		{"policy with a window that is none", "/portal/policies/gold-5min", url.Values{"copy": {"300"}, "retention": {"24"}, "app": {"0"}, "more": {"1"}, "hourly": {"0"}, "daily": {"0"}, "resyncWindow": {"25:00-26:00"}}, 400, "window of resynchronizations"},
+		{"policy with a rate that is none", "/portal/policies/gold-5min", url.Values{"copy": {"300"}, "retention": {"24"}, "app": {"0"}, "more": {"1"}, "hourly": {"0"}, "daily": {"0"}, "priority": {"0"}, "threshold": {"50"}, "bandwidth": {"always = fast"}}, 400, "is not a number of bytes"},
+		{"policy with tiers that shrink", "/portal/policies/gold-5min", url.Values{"copy": {"300"}, "retention": {"168"}, "app": {"0"}, "more": {"1"}, "hourly": {"2"}, "daily": {"0"}, "priority": {"0"}, "threshold": {"50"}}, 400, "is not longer than"},
+		{"pause for ever and a day", "/portal/items/77f0c3de-item-1/pause", url.Values{"hours": {"100000"}}, 400, "hours from 1 to 720"},
+		{"no disk left", "/portal/items/77f0c3de-item-1/disks", url.Values{}, 400, "no disk of db01 was chosen"},
+		{"a point that is none", "/portal/items/77f0c3de-item-1/point", url.Values{"point": {"latest"}}, 400, "latest"},
 		{"no disk", "/portal/vms/berlin/3f2b8a10-0000", url.Values{"policy": {"gold-5min"}}, 400, "no disk of web01 was chosen"},
 		{"recovery site without hosts", "/portal/vms/berlin/3f2b8a10-0000", url.Values{"policy": {"gold-5min"}, "disk": {"vda"}, "target": {"nowhere"}}, 409, "Register a host with the recovery role"},
 		{"unknown verb", "/portal/items/77f0c3de-item-1/explode", url.Values{}, 404, "no operation"},
@@ -606,7 +622,7 @@ func TestStream(t *testing.T) {
 	lines := bufio.NewScanner(resp.Body)
 	for lines.Scan() {
 		if lines.Text() == "data: -" { // connected
-			if _, err := f.Resync(ctx, "77f0c3de-item-1", "olaf"); err != nil {
+			if _, err := f.ResyncWith(ctx, "77f0c3de-item-1", vault.ResyncOptions{}, "olaf"); err != nil {
 				t.Fatal(err)
 			}
 		}

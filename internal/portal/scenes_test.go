@@ -80,6 +80,49 @@ func (f *fake) add(vm int, change func(it *dr.ProtectedItem, st *dr.ReplicationS
 	return it
 }
 
+// replicating adds to busyDay what the pages of replication show: a resynchronization
+// that waits, an alarm, thinned-out, named and held points, upkeep, a group.
+func (f *fake) replicating() *fake {
+	t := f.now()
+	db, mail := dr.ItemID("77f0c3de-item-1"), dr.ItemID("77f0c3de-item-2")
+	f.policies[0].RetainHourly, f.policies[0].RetainDaily, f.policies[0].Retention = 72*time.Hour, 30*24*time.Hour, 24*time.Hour
+	f.policies[0].Bandwidth = []dr.BandwidthRule{{BytesPerSecond: 50 << 20}}
+	for i := range 48 {
+		f.points[db] = append(f.points[db], dr.RecoveryPoint{Machine: "m", Gen: 1, N: uint64(100 - i), Time: t.Add(-25*time.Hour - time.Duration(i)*time.Hour), Consistency: dr.AppConsistent, DirtyBytes: 300 << 20, StoredBytes: 90 << 20})
+	}
+	for i := range 26 {
+		f.points[db] = append(f.points[db], dr.RecoveryPoint{Machine: "m", Gen: 1, N: uint64(40 - i), Time: t.Add(-73*time.Hour - time.Duration(i)*24*time.Hour), Consistency: dr.AppConsistent, DirtyBytes: 2 << 30, StoredBytes: 700 << 20})
+	}
+	for i := range f.points[db] {
+		f.points[db][i].N = uint64(len(f.points[db]) - i)
+	}
+	f.labels[string(db)+f.points[db][300].Name()] = vault.PointDetail{Label: "before the upgrade to 16", Held: true, By: "olaf"}
+	f.labels[string(db)+f.points[db][7].Name()] = vault.PointDetail{Label: "month's end", By: "olaf"}
+	st := f.status[db]
+	st.Converging, st.BacklogRate, st.ShipRate, st.BacklogBytes, st.BacklogSeconds = dr.Converging, 1700<<10, 9<<20, 412<<20, 47*time.Second
+	for _, it := range f.items {
+		switch it.ID {
+		case db:
+			it.Resync = "the host crashed while the VM was running"
+			f.upkeep[db] = vault.UpkeepStatus{Points: len(f.points[db]), StoredBytes: 60 << 30, Objects: 4182, Bytes: 71 << 30, Pending: 38, LastPass: t.Add(-12 * time.Minute), Expired: 11, FreedBytes: 830 << 20,
+				LastScrub: t.Add(-2 * 24 * time.Hour), ScrubObjects: 4100, ScrubBytes: 70 << 30, NextScrub: t.Add(5 * 24 * time.Hour)}
+		case mail:
+			it.Disks = []string{"vda"}
+			f.upkeep[mail] = vault.UpkeepStatus{Points: 288, Objects: 900, Bytes: 12 << 30, LastPass: t.Add(-20 * time.Minute), LastScrub: t.Add(-time.Hour), NextScrub: t.Add(7 * 24 * time.Hour),
+				Damaged: []vault.Damage{{Point: f.points[mail][9].Name(), Time: f.points[mail][9].Time, Text: "part/00000001/000000000000010e-0003 does not verify"}}}
+		}
+	}
+	*f.detailOf(db) = vault.Detail{ResyncCode: dr.CodeHostCrash, ResyncText: "the host crashed while the VM was running", NextResync: t.Add(4 * time.Hour), NewDisks: []string{"vdb"},
+		Statistics: vault.Statistics{Start: t.Add(-9 * time.Hour), Success: 107, Miss: 2, Bytes: 4 << 30, MaxBytes: 210 << 20, Latency: 107 * 6 * time.Second, MaxLatency: 48 * time.Second, NetworkFailures: 3}}
+	*f.detailOf(mail) = vault.Detail{Anomaly: &vault.Anomaly{Since: f.points[mail][5].Name(), SinceTime: f.points[mail][5].Time, Good: f.points[mail][6].Name(), GoodTime: f.points[mail][6].Time,
+		Why: "11.2 GiB in 6 cycles can't be compressed (97 %); usually it is 4 % of 40 MiB", Raised: t.Add(-25 * time.Minute)}}
+	f.groups = []dr.ConsistencyGroup{{ID: "c0ffee00-group", Name: "web shop", Fabric: f.fabrics[0].ID, Items: []dr.ItemID{db, mail}}}
+	f.happened(db, "resync", "", "db01: a resynchronization is necessary: the host crashed while the VM was running", t.Add(-50*time.Minute))
+	f.happened(db, "pause", "olaf", "replication of db01 is paused until 2026-11-22 18:00 UTC: storage maintenance", t.Add(-40*time.Minute))
+	f.happened(db, "pause", "olaf", "replication of db01 goes on", t.Add(-20*time.Minute))
+	return f
+}
+
 // busyDay is a vault with one item of each sort.
 func busyDay(now func() time.Time) *fake {
 	f := newFake(now).sites()

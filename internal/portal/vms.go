@@ -7,7 +7,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 
 	"holdfast/internal/dr"
 	"holdfast/internal/portal/page"
@@ -232,7 +231,7 @@ func (p vmPages) enableVM(r *page.Request) (dr.JobID, error) {
 	}
 	name := r.PostForm.Get("policy")
 	if name == newPolicy {
-		pol, err := policyFormOf(r.PostForm.Get).policy()
+		pol, err := policyFormOf(r.PostForm.Get).policy(dr.Policy{})
 		if err != nil {
 			return "", err
 		}
@@ -284,39 +283,4 @@ func (p vmPages) mapTo(r *page.Request, e *estate, site dr.Fabric, pol dr.Policy
 		Target: fmt.Sprintf("/subscriptions/%s/resourceGroups/%s/providers/Microsoft.RecoveryServices/vaults/%s/replicationFabrics/%s/replicationProtectionContainers/%s",
 			id.SubscriptionID, id.ResourceGroup, id.Name, target.Name, target.ContainerName())}, r.Who.Name)
 	return err
-}
-
-// policyForm is a policy as people enter it.
-type policyForm struct {
-	Name                      string
-	Copy, Retention, AppEvery string // seconds, hours, hours
-}
-
-func defaultPolicy() policyForm {
-	return policyForm{Name: "5-minutes-24-hours", Copy: "300", Retention: "24", AppEvery: "1"}
-}
-
-func policyFormOf(form func(string) string) policyForm {
-	return policyForm{strings.TrimSpace(form("policyName")), form("copy"), form("retention"), form("app")}
-}
-
-// policy checks what can be checked before the vault does.
-func (f policyForm) policy() (dr.Policy, error) {
-	p := dr.Policy{Name: f.Name}
-	for _, x := range []struct {
-		text, what string
-		unit       time.Duration
-		to         *time.Duration
-	}{
-		{f.Copy, "copy frequency (seconds)", time.Second, &p.CopyFrequency},
-		{f.Retention, "retention (hours)", time.Hour, &p.Retention},
-		{f.AppEvery, "application-consistent frequency (hours)", time.Hour, &p.AppFrequency},
-	} {
-		var n int64
-		if _, err := fmt.Sscanf(strings.TrimSpace(x.text)+"\n", "%d\n", &n); err != nil || n < 0 || n > 1e6 {
-			return p, dr.New(dr.KindInvalid, dr.CodePolicyInvalid, "portal.policy", "the %s %q is not a whole number", x.what, x.text)
-		}
-		*x.to = time.Duration(n) * x.unit
-	}
-	return p, p.Validate()
 }

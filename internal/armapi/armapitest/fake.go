@@ -18,6 +18,7 @@ import (
 	"holdfast/internal/armapi"
 	"holdfast/internal/dr"
 	"holdfast/internal/vault"
+	"holdfast/internal/vaultdb"
 )
 
 // Config of a Fake.
@@ -32,6 +33,7 @@ type Fake struct {
 	policies
 	items
 	failovers
+	engine
 	jobs
 	access
 	*world
@@ -47,6 +49,7 @@ type (
 	policies  struct{ w *world }
 	items     struct{ w *world }
 	failovers struct{ w *world }
+	engine    struct{ w *world }
 	jobs      struct{ w *world }
 	access    struct{ w *world }
 )
@@ -63,10 +66,10 @@ func New(cfg Config) *Fake {
 	if cfg.Step == 0 {
 		cfg.Step = 50 * time.Millisecond
 	}
-	w := &world{now: cfg.Now, step: cfg.Step, settings: map[string]string{}, since: map[dr.ItemID]time.Time{}, failNext: map[string]dr.Code{}, tokens: map[string]dr.Role{},
+	w := &world{now: cfg.Now, step: cfg.Step, settings: map[string]string{}, since: map[dr.ItemID]time.Time{}, failNext: map[string]dr.Code{}, detail: map[dr.ItemID]*vault.Detail{}, labels: map[string]vault.PointDetail{}, tokens: map[string]dr.Role{},
 		ident: vault.Identity{Name: "vault1", SubscriptionID: "5b5dc3a4-0c8b-4a8e-9d43-2f6c6c7c9a11", ResourceGroup: "Group-One",
 			TenantID: "9e0c2d7c-5f55-4c1b-8d5e-3a3c39a9c1f0", Location: "onprem", ResourceID: 4711}}
-	f := &Fake{sites{w}, policies{w}, items{w}, failovers{w}, jobs{w}, access{w}, w}
+	f := &Fake{sites{w}, policies{w}, items{w}, failovers{w}, engine{w}, jobs{w}, access{w}, w}
 	now := cfg.Now()
 	a := dr.Fabric{ID: "0c6b7a52-4f53-4f0c-9a55-6f0b3f1d0a01", Name: "site-a", Type: dr.KVMSite, Created: now}
 	b := dr.Fabric{ID: "0c6b7a52-4f53-4f0c-9a55-6f0b3f1d0a02", Name: "site-b", Type: dr.KVMSite, Created: now}
@@ -103,6 +106,10 @@ type world struct {
 	settings map[string]string
 	tokens   map[string]dr.Role
 	failNext map[string]dr.Code
+	detail   map[dr.ItemID]*vault.Detail
+	labels   map[string]vault.PointDetail // by machine and name of the point
+	groups   []dr.ConsistencyGroup
+	events   []vaultdb.Event // oldest first
 }
 
 // work is a job with what it does at its end.

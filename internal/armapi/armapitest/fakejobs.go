@@ -125,27 +125,6 @@ func (x failovers) ChangePoint(_ context.Context, id dr.ItemID, point, by string
 	return x.pending(id, "change of the recovery point", "ChangeRecoveryPoint", by, dr.FailoverCommitPending, dr.FailoverCommitPending, func(it *dr.ProtectedItem) { it.FailedOverTo = point })
 }
 
-// Resync implements armapi.Failovers.
-func (x failovers) Resync(_ context.Context, id dr.ItemID, by string) (dr.JobID, error) {
-	defer x.w.lock()()
-	it, err := x.idle(id)
-	if err != nil {
-		return "", err
-	}
-	it.Resync = "asked for by " + by
-	return x.w.start("Resynchronize", "ProtectionEntity", string(it.ID), it.VMName, by, it, []string{"Resynchronize"}, nil, func(*dr.Job) { it.Resync = "" }), nil
-}
-
-// Points implements armapi.Failovers.
-func (x failovers) Points(_ context.Context, id dr.ItemID) ([]dr.RecoveryPoint, error) {
-	defer x.w.lock()()
-	it := x.w.itemOf(id)
-	if it == nil {
-		return nil, missing("protected item", string(id))
-	}
-	return x.w.points(it), nil
-}
-
 func (x jobs) find(id dr.JobID) (*work, error) {
 	for _, j := range x.w.jobs {
 		if j.ID == id {

@@ -16,11 +16,11 @@ import (
 )
 
 // Charts are SVG made here: numbers and texts of this package only, so no
-// escaping is at stake, and colours come from the style sheet by class.
+// escaping is at stake but for the names of points, and colours come from the style sheet by class.
 
 const (
 	chartWidth, chartHeight = 520.0, 190.0
-	chartLeft, chartRight   = 62.0, 8.0
+	chartLeft, chartRight   = 74.0, 8.0
 	chartTop, chartBottom   = 12.0, 24.0
 	chartColumns            = 120
 )
@@ -202,69 +202,198 @@ func Churn(points []dr.RecoveryPoint, from, now time.Time) template.HTML {
 	return p.end()
 }
 
+// Rates draws what the guest has changed and what has reached the store, in bytes
+// a second: a cycle's bytes count evenly over the time since the cycle before it.
+func Rates(points []dr.RecoveryPoint, from, now time.Time) template.HTML {
+	list := within(points, from)
+	if len(list) == 0 || !now.After(from) {
+		return ""
+	}
+	if len(list) < len(points) { // the one before the range
+		list = append([]dr.RecoveryPoint{points[len(list)]}, list...)
+	}
+	if len(list) < 2 {
+		return ""
+	}
+	width := now.Sub(from) / chartColumns
+	if width <= 0 {
+		return ""
+	}
+	var changed, sent [chartColumns]float64 // bytes
+	for i := 1; i < len(list); i++ {
+		begin, end := list[i-1].Time, list[i].Time
+		span := max(end.Sub(begin), time.Second)
+		for c := max(int(begin.Sub(from)/width), 0); c < chartColumns; c++ {
+			left, right := from.Add(width*time.Duration(c)), from.Add(width*time.Duration(c+1))
+			if !left.Before(end) {
+				break
+			}
+			part := max(width-max(right.Sub(end), 0)-max(begin.Sub(left), 0), 0) // of the cycle in this column
+			share := min(float64(part)/float64(span), 1)
+			changed[c] += share * float64(max(list[i].DirtyBytes, 0))
+			sent[c] += share * float64(max(list[i].StoredBytes, 0))
+		}
+	}
+	p := &plot{from: from, to: now}
+	for c := range chartColumns {
+		changed[c], sent[c] = changed[c]/width.Seconds(), sent[c]/width.Seconds()
+		p.top = math.Max(p.top, math.Max(changed[c], sent[c]))
+	}
+	unit := math.Exp2(math.Floor(math.Log2(math.Max(p.top, 3<<10) / 3)))
+	p.top = 3 * unit * math.Ceil(math.Max(p.top, 1)/(3*unit))
+	p.begin("Rates of change and of sending", func(v float64) string { return words.Bytes(int64(v)) + "/s" })
+	line := func(class string, values [chartColumns]float64) {
+		var b strings.Builder
+		for c, v := range values {
+			fmt.Fprintf(&b, " %.1f,%.1f", p.x(from.Add(width*time.Duration(c)+width/2)), p.y(v))
+		}
+		p.add(`<polyline class="rate %s" points="%s"/>`, class, strings.TrimSpace(b.String()))
+	}
+	line("changed", changed)
+	line("sent", sent)
+	for c := range chartColumns { // what the pointer reads
+		t := from.Add(width * time.Duration(c))
+		p.add(`<rect class="hit" x="%.1f" y="%g" width="%.1f" height="%g"><title>%s: %s/s changed, %s/s sent</title></rect>`, p.x(t), chartTop,
+			(chartWidth-chartLeft-chartRight)/chartColumns, chartHeight-chartTop-chartBottom, t.UTC().Format("15:04"), words.Bytes(int64(changed[c])), words.Bytes(int64(sent[c])))
+	}
+	return p.end()
+}
+
+// Point is a recovery point of a timeline.
+type Point struct {
+	dr.RecoveryPoint
+	Label   string // what people call it
+	Tier    string // why it is kept: newest, fine, hourly, daily; anything else is a reason of its own
+	Held    bool
+	Suspect bool // looks encrypted
+}
+
 // Timeline draws the recovery points over the retention, each mark as strong as
-// the best point it stands for.
-func Timeline(points []dr.RecoveryPoint, now time.Time, mark string) template.HTML {
+// the best point it stands for, with the tiers of retention below and flags
+// on points that people have named or hold. Where there are tiers, young ages get
+// more room than old ones.
+func Timeline(points []Point, now time.Time, mark string) template.HTML {
 	if len(points) == 0 {
 		return ""
 	}
-	const columns, high, mid, wide = 200, 64.0, 26.0, 1060.0
+	const columns, high, mid, wide = 200, 76.0, 34.0, 1060.0
 	oldest := points[len(points)-1].Time
-	p := &plot{from: oldest, to: now}
-	if p.to.Sub(p.from) < time.Minute {
-		p.from = p.to.Add(-time.Minute)
-	}
-	type column struct {
-		n       int
-		best    dr.Consistency
-		resync  bool
-		marked  bool
-		a, b    time.Time
-		highest int
-	}
-	cols := make([]column, columns)
-	rank := map[dr.Consistency]int{dr.CrashConsistent: 1, dr.FileSystemConsistent: 2, dr.AppConsistent: 3}
-	w := (wide - 24) / columns
-	x := func(t time.Time) float64 {
-		return 12 + (wide-24)*math.Min(math.Max(float64(t.Sub(p.from))/float64(p.to.Sub(p.from)), 0), 1)
-	}
+	span := max(now.Sub(oldest), time.Minute)
+	tiers := false
 	for _, q := range points {
-		c := &cols[min(max(int((x(q.Time)-12)/w), 0), columns-1)]
-		if c.n == 0 {
-			c.b = q.Time
-		}
-		c.n, c.a, c.resync, c.marked = c.n+1, q.Time, c.resync || q.Resync, c.marked || q.Name() == mark
-		if rank[q.Consistency] > c.highest {
-			c.highest, c.best = rank[q.Consistency], q.Consistency
-		}
+		tiers = tiers || q.Tier == "hourly" || q.Tier == "daily"
 	}
+	const bend = 60.0 // how much more room young ages get
+	x := func(t time.Time) float64 {
+		age := math.Min(math.Max(float64(now.Sub(t))/float64(span), 0), 1)
+		if tiers {
+			age = math.Log1p(bend*age) / math.Log1p(bend)
+		}
+		return 12 + (wide-24)*(1-age)
+	}
+	at := func(share float64) time.Duration { // age at a share of the width from the right
+		if tiers {
+			share = math.Expm1(share*math.Log1p(bend)) / bend
+		}
+		return time.Duration(share * float64(span))
+	}
+	cols := make([]timeColumn, columns)
+	w := (wide - 24) / columns
+	for _, q := range points {
+		cols[min(max(int((x(q.Time)-12)/w), 0), columns-1)].add(q, mark)
+	}
+	p := &plot{}
 	p.add(`<svg class="timeline" viewBox="0 0 %g %g" role="img" aria-label="Recovery points over time"><line class="axis" x1="12" x2="%g" y1="%g" y2="%g"/>`, wide, high, wide-12, mid, mid)
 	for i, c := range cols {
 		if c.n == 0 {
 			continue
 		}
-		h := 8.0 + 3*float64(c.highest)
-		class := "point " + string(c.best)
+		h := 8.0 + 3*float64(c.rank)
 		if c.marked {
-			class, h = class+" marked", 22
+			h = 20
 		}
-		text := words.Consistency(c.best) + " recovery point, " + c.b.UTC().Format(words.Absolute)
-		if c.n > 1 {
-			text = fmt.Sprintf("%d recovery points, %s to %s, best %s", c.n, c.a.UTC().Format("2006-01-02 15:04"), c.b.UTC().Format("15:04"), strings.ToLower(words.Consistency(c.best)))
+		left := 12 + w*float64(i)
+		p.add(`<g><rect class="%s" x="%.2f" y="%.1f" width="%.2f" height="%.1f" rx="1"/>`, c.class(), left+w*.15, mid-h, w*.7, 2*h)
+		if c.flag {
+			p.add(`<path class="flag" d="M%.2f %g h-5 l5 8 l5 -8 z"/>`, left+w/2, mid-33)
 		}
-		if c.resync {
-			text += ", by resynchronization"
+		if c.tier != "" {
+			p.add(`<rect class="tier %s" x="%.2f" y="%g" width="%.2f" height="3"/>`, c.tier, left, mid+23, w)
 		}
-		if c.marked {
-			text += ", failed over to"
-		}
-		p.add(`<rect class="%s" x="%.2f" y="%.1f" width="%.2f" height="%.1f" rx="1"><title>%s</title></rect>`, class, 12+w*float64(i)+w*.15, mid-h, w*.7, 2*h, text)
+		p.add(`<title>%s</title></g>`, template.HTMLEscapeString(c.text()))
 	}
-	p.add(`<text class="tick start" x="12" y="%g">%s</text><text class="tick end" x="%g" y="%g">now</text>`, high-2, oldest.UTC().Format("2006-01-02 15:04"), wide-12, high-2)
-	if mid := p.from.Add(p.to.Sub(p.from) / 2); p.to.Sub(p.from) > 10*time.Minute {
-		p.add(`<text class="tick mid" x="%g" y="%g">%s</text>`, wide/2, high-2, mid.UTC().Format("15:04"))
+	for i, anchor := range []string{"end", "mid", "mid", "mid", "start"} {
+		share := float64(i) / 4
+		text := "now"
+		if age := at(share); i > 0 {
+			text = words.Coarse(age) + " ago"
+		}
+		p.add(`<text class="tick %s" x="%.1f" y="%g">%s</text>`, anchor, wide-12-(wide-24)*share, high-2, text)
 	}
 	return p.end()
+}
+
+// timeColumn is what one mark of a timeline stands for.
+type timeColumn struct {
+	n                             int
+	best                          dr.Consistency
+	rank                          int
+	resync, marked, flag, suspect bool
+	a, b                          time.Time
+	tier                          string
+	labels                        []string
+}
+
+func (c *timeColumn) add(q Point, mark string) {
+	rank := map[dr.Consistency]int{dr.CrashConsistent: 1, dr.FileSystemConsistent: 2, dr.AppConsistent: 3}[q.Consistency]
+	if c.n == 0 {
+		c.b = q.Time
+	}
+	c.n, c.a, c.resync, c.marked = c.n+1, q.Time, c.resync || q.Resync, c.marked || q.Name() == mark
+	c.flag, c.suspect = c.flag || q.Held || q.Label != "", c.suspect || q.Suspect
+	if q.Label != "" && len(c.labels) < 3 {
+		c.labels = append(c.labels, q.Label)
+	}
+	switch q.Tier {
+	case "newest", "fine":
+		c.tier = "fine"
+	case "hourly", "daily":
+		c.tier = q.Tier
+	}
+	if rank > c.rank {
+		c.rank, c.best = rank, q.Consistency
+	}
+}
+
+func (c *timeColumn) class() string {
+	class := "point " + string(c.best)
+	if c.suspect {
+		class += " suspect"
+	}
+	if c.marked {
+		class += " marked"
+	}
+	return class
+}
+
+// text is what the pointer reads.
+func (c *timeColumn) text() string {
+	text := words.Consistency(c.best) + " recovery point, " + c.b.UTC().Format(words.Absolute)
+	if c.n > 1 {
+		text = fmt.Sprintf("%d recovery points, %s to %s, best %s", c.n, c.a.UTC().Format("2006-01-02 15:04"), c.b.UTC().Format("2006-01-02 15:04"), strings.ToLower(words.Consistency(c.best)))
+	}
+	for _, add := range []struct {
+		is   bool
+		text string
+	}{{c.resync, "by resynchronization"}, {c.suspect, "looks encrypted"}, {c.flag, "kept"}, {c.marked, "failed over to"}} {
+		if add.is {
+			text += ", " + add.text
+		}
+	}
+	if len(c.labels) > 0 {
+		text += ": " + strings.Join(c.labels, ", ")
+	}
+	return text
 }
 
 // Slice is one part of a ring.

@@ -5,6 +5,7 @@ import (
 
 	"holdfast/internal/dr"
 	"holdfast/internal/vault"
+	"holdfast/internal/vaultdb"
 )
 
 // What the portal needs of the vault, by noun. *vault.Vault satisfies all of them.
@@ -54,7 +55,8 @@ type Items interface {
 	ItemByID(ctx context.Context, id dr.ItemID) (dr.ProtectedItem, error)
 	Items(ctx context.Context, f dr.FabricID) ([]dr.ProtectedItem, error) // "" = all
 	Status(ctx context.Context, id dr.ItemID) (dr.ReplicationStatus, error)
-	Points(ctx context.Context, id dr.ItemID) ([]dr.RecoveryPoint, error) // newest first
+	Detail(ctx context.Context, id dr.ItemID) (vault.Detail, error)
+	Events(ctx context.Context, id dr.ItemID, limit int) ([]vaultdb.Event, error) // newest first
 	AllowedOperations(ctx context.Context, id dr.ItemID) ([]string, error)
 }
 
@@ -63,7 +65,39 @@ type Protections interface {
 	Enable(ctx context.Context, r vault.EnableRequest) (dr.JobID, error)
 	Update(ctx context.Context, r vault.UpdateRequest) (dr.JobID, error)
 	Disable(ctx context.Context, id dr.ItemID, purge bool, by string) (dr.JobID, error)
-	Pause(ctx context.Context, id dr.ItemID, paused bool, by string) error
+	ChangeDisks(ctx context.Context, id dr.ItemID, disks []string, by string) (dr.JobID, error)
+}
+
+// Replications steer running replications.
+type Replications interface {
+	ResyncWith(ctx context.Context, id dr.ItemID, o vault.ResyncOptions, by string) (dr.JobID, error)
+	Pause(ctx context.Context, id dr.ItemID, r vault.PauseRequest) error
+	RetryNow(ctx context.Context, id dr.ItemID, by string) error
+	AcknowledgeAnomaly(ctx context.Context, id dr.ItemID, by string) error
+}
+
+// Points are recovery points, newest first.
+type Points interface {
+	Points(ctx context.Context, id dr.ItemID) ([]dr.RecoveryPoint, error)
+	PointDetails(ctx context.Context, id dr.ItemID) ([]vault.PointDetail, error)
+	NamePoint(ctx context.Context, id dr.ItemID, point, name string, hold bool, by string) error
+}
+
+// Groups are consistency groups.
+type Groups interface {
+	CreateGroup(ctx context.Context, name string, items []dr.ItemID, by string) (dr.ConsistencyGroup, error)
+	SetGroupMembers(ctx context.Context, id dr.GroupID, items []dr.ItemID, by string) error
+	DeleteGroup(ctx context.Context, id dr.GroupID, by string) error
+	Groups(ctx context.Context) ([]dr.ConsistencyGroup, error)
+	GroupPoints(ctx context.Context, id dr.GroupID) ([]vault.GroupPoint, error) // newest first
+}
+
+// Upkeep is how replicas are looked after.
+type Upkeep interface {
+	UpkeepStatus(ctx context.Context, id dr.ItemID) (vault.UpkeepStatus, error)
+	PlanMaintenance(ctx context.Context, id dr.ItemID) ([]vault.Planned, error)
+	Maintain(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error)
+	Scrub(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error)
 }
 
 // Failovers are what an operator does with an item.
@@ -73,7 +107,6 @@ type Failovers interface {
 	Commit(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error)
 	CancelFailover(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error)
 	ChangePoint(ctx context.Context, id dr.ItemID, point, by string) (dr.JobID, error)
-	Resync(ctx context.Context, id dr.ItemID, by string) (dr.JobID, error)
 }
 
 // Jobs are the Jobs page and what changes.
@@ -95,6 +128,10 @@ type Vault interface {
 	Policies
 	Items
 	Protections
+	Replications
+	Points
+	Groups
+	Upkeep
 	Failovers
 	Jobs
 }

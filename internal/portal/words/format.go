@@ -63,8 +63,8 @@ func Span(d time.Duration) string {
 	return two(s/86400, "d", s%86400/3600, "h")
 }
 
-// coarse is a duration by its largest unit only.
-func coarse(d time.Duration) string {
+// Coarse is a duration by its largest unit only.
+func Coarse(d time.Duration) string {
 	plural := func(n int64, unit string) string {
 		if n == 1 {
 			return "1 " + unit
@@ -86,11 +86,11 @@ func coarse(d time.Duration) string {
 func Relative(t, now time.Time) string {
 	switch d := now.Sub(t); {
 	case d < -5*time.Second:
-		return "in " + coarse(-d)
+		return "in " + Coarse(-d)
 	case d < 5*time.Second:
 		return "just now"
 	default:
-		return coarse(d) + " ago"
+		return Coarse(d) + " ago"
 	}
 }
 

@@ -9,8 +9,8 @@ import (
 
 // Problem is an error for people.
 type Problem struct {
-	Title, Message, Cause, Remedy string
-	Code                          dr.Code
+	Title, Message, Cause, Evidence, Remedy string // Evidence says how it shows in general; Message what was seen
+	Code                                    dr.Code
 }
 
 var problemTitles = map[dr.Kind]string{
@@ -23,7 +23,7 @@ var problemTitles = map[dr.Kind]string{
 func ProblemOf(err error) *Problem {
 	p := &Problem{Title: problemTitles[dr.KindOf(err)], Message: Sentence(err.Error()), Remedy: Advice(dr.HintOf(err)), Code: dr.CodeOf(err)}
 	if e, ok := dr.Lookup(p.Code); ok {
-		p.Title, p.Cause = e.Title, e.Cause
+		p.Title, p.Cause, p.Evidence = e.Title, e.Cause, e.Evidence
 	}
 	if p.Remedy == "" && dr.KindOf(err) == dr.KindInternal {
 		p.Remedy = "Try again. If it stays, look into the vault's log."
@@ -38,7 +38,7 @@ func Explain(code dr.Code, message, cause, remedy string) *Problem {
 	if !ok {
 		return p
 	}
-	p.Title = e.Title
+	p.Title, p.Evidence = e.Title, e.Evidence
 	if p.Cause == "" {
 		p.Cause = e.Cause
 	}

@@ -87,6 +87,20 @@ func Duration(now func() time.Time) func(started, ended time.Time) string {
 	}
 }
 
+// Convergence is the verdict on a backlog.
+func Convergence(c dr.Convergence) Pill {
+	tone, text := "idle", "Too few cycles to tell"
+	switch c {
+	case dr.Converging:
+		tone, text = "good", "Catching up"
+	case dr.NotConverging:
+		tone, text = "bad", "Falling behind"
+	case dr.BacklogIdle:
+		tone, text = "good", "Nothing waits"
+	}
+	return Pill{tone, ToneIcon(tone), text}
+}
+
 func Consistency(c dr.Consistency) string {
 	switch c {
 	case dr.AppConsistent:

@@ -44,10 +44,11 @@
   document.addEventListener("visibilitychange", () => { if (!document.hidden && wanted) refresh(); });
 
   // Dialogs: links open them in place; without script the link's page has them open.
+  let struck = 0; // when a key that is still down has opened a dialog
   const show = (dialog, from) => {
     if (dialog.open) dialog.close();
     const point = from && from.dataset.point, choose = dialog.querySelector("select[name=point]");
-    if (choose) {
+    if (choose && from) {
       if (point && ![...choose.options].some((o) => o.value === point)) choose.add(new Option(point, point));
       choose.value = point || "";
     }
@@ -69,7 +70,7 @@
     const opener = e.target.closest("[data-dialog]");
     if (opener && !e.ctrlKey && !e.metaKey && !e.shiftKey) {
       const dialog = document.getElementById(opener.dataset.dialog);
-      if (dialog) { e.preventDefault(); show(dialog, opener); dialog.querySelectorAll("form").forEach(matches); }
+      if (dialog) { e.preventDefault(); if (e.detail === 0) struck = Date.now(); show(dialog, opener); dialog.querySelectorAll("form").forEach(matches); }
       return;
     }
     if (e.target.closest("[data-close]")) { e.target.closest("dialog").close(); return; }
@@ -89,12 +90,15 @@
   });
   document.addEventListener("keydown", (e) => {
     if (e.key === "Escape") document.querySelectorAll("details.menu[open]").forEach((m) => { m.open = false; m.querySelector("summary").focus(); });
-    if (e.key === " " && e.target.matches && e.target.matches("a[role=button]")) { e.preventDefault(); e.target.click(); }
+    // Buttons that are links act on the key's way down; the rest of the key stroke must not
+    // reach the dialog that has just opened, and send its form.
+    if ((e.key === " " || e.key === "Enter") && e.target.matches && e.target.matches("a[role=button]")) { e.preventDefault(); if (!e.repeat) e.target.click(); }
     if (e.key === "/" && !busy() && !/^(INPUT|SELECT|TEXTAREA)$/.test(e.target.tagName)) {
       const find = document.querySelector(".find input");
       if (find) { e.preventDefault(); find.focus(); }
     }
   });
+  document.addEventListener("keyup", () => { struck = 0; });
   document.addEventListener("close", (e) => { if (e.target instanceof HTMLDialogElement) { if (wanted) refresh(); dropAsk(); } }, true);
   document.addEventListener("input", (e) => { const form = e.target.closest("form"); if (form && e.target.matches("[data-confirm]")) matches(form); });
   document.addEventListener("change", (e) => {
@@ -104,6 +108,7 @@
   // One click, one operation.
   document.addEventListener("submit", (e) => {
     if (e.target.method !== "post" || e.defaultPrevented) return;
+    if (Date.now() - struck < 1000) { e.preventDefault(); return; } // the key that opened the dialog is still down
     if (e.target.dataset.sent) { e.preventDefault(); return; }
     e.target.dataset.sent = "1";
     const wait = "download" in e.target.dataset ? 2000 : 15000;
@@ -113,7 +118,7 @@
 
   const dropAsk = () => {
     const u = new URL(location.href);
-    if (u.searchParams.has("ask")) { u.searchParams.delete("ask"); history.replaceState(null, "", u); }
+    if (u.searchParams.has("ask")) { u.searchParams.delete("ask"); u.searchParams.delete("point"); history.replaceState(null, "", u); }
   };
   document.querySelectorAll("dialog[open]").forEach((d) => { d.close(); show(d); d.querySelectorAll("form").forEach(matches); });
   reveal(document);

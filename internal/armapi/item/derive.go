@@ -1,9 +1,8 @@
-package armapi
+package item
 
 import (
 	"slices"
 
-	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
 )
 
@@ -145,94 +144,4 @@ func shownOperations(item dr.ProtectedItem, vaultAllows []string) []string {
 		}
 	}
 	return out
-}
-
-// health renders the health axis; an item that has not been judged yet is None.
-func health(h dr.Health) string {
-	switch h {
-	case dr.HealthNormal, dr.HealthWarning, dr.HealthCritical:
-		return string(h)
-	}
-	return "None"
-}
-
-// worst is the worse of two healths.
-func worst(a, b dr.Health) dr.Health {
-	rank := func(h dr.Health) int {
-		return slices.Index([]dr.Health{"", dr.HealthNormal, dr.HealthWarning, dr.HealthCritical}, h)
-	}
-	if rank(b) > rank(a) {
-		return b
-	}
-	return a
-}
-
-// healthErrors renders the reasons of a health.
-func healthErrors(es []dr.HealthError, entity string) []armwire.HealthError {
-	out := make([]armwire.HealthError, 0, len(es))
-	for _, e := range es {
-		level := string(e.Severity)
-		if e.Severity == dr.HealthCritical {
-			level = "Error" // the API's word
-		}
-		cause, remedy := e.Cause, e.Remedy
-		title := ""
-		if entry, ok := dr.Lookup(e.Code); ok {
-			title, cause, remedy = entry.Title, firstNonEmpty(cause, entry.Cause), firstNonEmpty(remedy, entry.Remedy)
-		}
-		out = append(out, armwire.HealthError{
-			InnerHealthErrors: []armwire.HealthError{}, ErrorSource: "Holdfast", ErrorLevel: level, ErrorCategory: "Replication",
-			ErrorCode: string(e.Code), ErrorID: string(e.Code), SummaryMessage: title, ErrorMessage: e.Message,
-			PossibleCauses: cause, RecommendedAction: remedy, CreationTimeUTC: armwire.Time(e.Since), EntityID: entity,
-			CustomerResolvability: "NotAllowed",
-		})
-	}
-	return out
-}
-
-// jobState renders a job's or task's state; a job that waits for a person is Suspended.
-func jobState(s dr.JobState, person bool) (state, description string) {
-	switch s {
-	case dr.JobNotStarted:
-		return "NotStarted", "NotStarted"
-	case dr.JobInProgress:
-		return "InProgress", "InProgress"
-	case dr.JobWaiting:
-		if person {
-			return "Suspended", "WaitingForInput"
-		}
-		return "InProgress", "Waiting"
-	case dr.JobSucceeded:
-		return "Succeeded", "Completed"
-	case dr.JobFailed:
-		return "Failed", "Failed"
-	case dr.JobCancelling:
-		return "Cancelling", "Cancelling"
-	case dr.JobCancelled:
-		return "Cancelled", "Cancelled"
-	case dr.JobSkipped:
-		return "Skipped", "Skipped"
-	}
-	return "Other", "Other"
-}
-
-// statesOf is the inverse of jobState for filters; several domain states can share one word.
-func statesOf(word string) []dr.JobState {
-	switch {
-	case oneOf("NotStarted", word):
-		return []dr.JobState{dr.JobNotStarted}
-	case oneOf("InProgress", word):
-		return []dr.JobState{dr.JobInProgress, dr.JobWaiting}
-	case oneOf("Suspended", word):
-		return []dr.JobState{dr.JobWaiting}
-	case oneOf("Succeeded,Completed", word):
-		return []dr.JobState{dr.JobSucceeded}
-	case oneOf("Failed", word):
-		return []dr.JobState{dr.JobFailed}
-	case oneOf("Cancelling", word):
-		return []dr.JobState{dr.JobCancelling}
-	case oneOf("Cancelled,Canceled", word):
-		return []dr.JobState{dr.JobCancelled}
-	}
-	return nil
 }

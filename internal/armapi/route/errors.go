@@ -1,4 +1,4 @@
-package armapi
+package route
 
 import (
 	"encoding/json"
@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
@@ -15,25 +16,28 @@ import (
 // Codes of the API itself, which are not in the catalogue of dr because they say
 // something about the request and not about replication.
 const (
-	codeMissingAPIVersion dr.Code = "MissingApiVersionParameter"
-	codeInvalidAPIVersion dr.Code = "InvalidApiVersionParameter"
-	codeInvalidPath       dr.Code = "InvalidPath"
-	codeInvalidBody       dr.Code = "InvalidRequestContent"
-	codeBodyTooLarge      dr.Code = "RequestContentTooLarge"
-	codeInvalidFilter     dr.Code = "InvalidFilter"
-	codeInvalidPage       dr.Code = "InvalidPageToken"
-	codeNotSupported      dr.Code = "NotSupported"
-	codeUnknownType       dr.Code = "InvalidResourceType"
-	codeNoSubscription    dr.Code = "SubscriptionNotFound"
-	codeNoGroup           dr.Code = "ResourceGroupNotFound"
+	CodeMissingAPIVersion dr.Code = "MissingApiVersionParameter"
+	CodeInvalidAPIVersion dr.Code = "InvalidApiVersionParameter"
+	CodeInvalidPath       dr.Code = "InvalidPath"
+	CodeInvalidBody       dr.Code = "InvalidRequestContent"
+	CodeBodyTooLarge      dr.Code = "RequestContentTooLarge"
+	CodeInvalidFilter     dr.Code = "InvalidFilter"
+	CodeInvalidPage       dr.Code = "InvalidPageToken"
+	CodeNotSupported      dr.Code = "NotSupported"
+	CodeUnknownType       dr.Code = "InvalidResourceType"
+	CodeNoSubscription    dr.Code = "SubscriptionNotFound"
+	CodeNoGroup           dr.Code = "ResourceGroupNotFound"
 )
 
-// statusOf is the one table from kinds to HTTP statuses.
+// MaxBody is how many bytes of a request body are read.
+const MaxBody = 4 << 20
+
+// StatusOf is the one table from kinds to HTTP statuses.
 //
 // 409 serves both "exists already" and "not in this state": the API's clients
 // know no 412 without an ETag. Only 429 and 503 invite clients to try again by
 // themselves.
-func statusOf(k dr.Kind) int {
+func StatusOf(k dr.Kind) int {
 	switch k {
 	case dr.KindInvalid, dr.KindUnsupported:
 		return http.StatusBadRequest
@@ -76,7 +80,7 @@ func codeOf(err error) string {
 	case dr.KindPrecondition:
 		return string(dr.CodeOperationNotAllowed)
 	case dr.KindUnsupported:
-		return string(codeNotSupported)
+		return string(CodeNotSupported)
 	case dr.KindUnavailable:
 		return "ServiceUnavailable"
 	case dr.KindExhausted:
@@ -104,25 +108,15 @@ func wireError(err error) armwire.Error {
 	return e
 }
 
-func writeError(w http.ResponseWriter, err error) {
+// WriteError answers with an error in the API's shape.
+func WriteError(w http.ResponseWriter, err error) {
 	e := wireError(err)
 	w.Header().Set("x-ms-error-code", e.Code)
-	writeJSON(w, statusOf(dr.KindOf(err)), armwire.ErrorBody{Error: e})
+	WriteJSON(w, StatusOf(dr.KindOf(err)), armwire.ErrorBody{Error: e})
 }
 
-// fail writes err with the headers that its status asks for.
-func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
-	switch k := dr.KindOf(err); k {
-	case dr.KindUnauthenticated:
-		w.Header().Set("WWW-Authenticate", fmt.Sprintf("Bearer authorization_uri=%q, error=\"invalid_token\"",
-			s.publicURL(r)+"/"+s.cfg.Service.Identity().TenantID))
-	case dr.KindUnavailable, dr.KindExhausted:
-		w.Header().Set("Retry-After", "5")
-	}
-	writeError(w, err)
-}
-
-func writeJSON(w http.ResponseWriter, status int, body any) {
+// WriteJSON answers with a body.
+func WriteJSON(w http.ResponseWriter, status int, body any) {
 	b, err := json.Marshal(body)
 	if err != nil {
 		status, b = http.StatusInternalServerError, []byte(`{"error":{"code":"InternalServerError","message":"the answer could not be encoded"}}`)
@@ -133,16 +127,17 @@ func writeJSON(w http.ResponseWriter, status int, body any) {
 	_, _ = w.Write(b) // the client is gone; there is nobody to tell
 }
 
-func readBody(r *http.Request) ([]byte, error) {
+// ReadBody reads the body of a request, at most MaxBody bytes.
+func ReadBody(r *http.Request) ([]byte, error) {
 	b, err := io.ReadAll(r.Body)
 	if err == nil {
 		return b, nil
 	}
 	var tooLarge *http.MaxBytesError
 	if errors.As(err, &tooLarge) {
-		return nil, dr.New(dr.KindInvalid, codeBodyTooLarge, "armapi.body", "the request body is larger than %d bytes", int64(MaxBody))
+		return nil, dr.New(dr.KindInvalid, CodeBodyTooLarge, "armapi.body", "the request body is larger than %d bytes", int64(MaxBody))
 	}
-	return nil, dr.New(dr.KindInvalid, codeInvalidBody, "armapi.body", "the request body could not be read")
+	return nil, dr.New(dr.KindInvalid, CodeInvalidBody, "armapi.body", "the request body could not be read")
 }
 
 // jsonTrouble says what is wrong with a body, by field where that is known, and
@@ -159,4 +154,22 @@ func jsonTrouble(err error) string {
 		return fmt.Sprintf("no JSON at byte %d", syn.Offset)
 	}
 	return "no JSON"
+}
+
+// Named turns "not found" about something that a body refers to into a bad
+// request: a 404 would say that the path does not exist.
+func Named(err error, field string) error {
+	if dr.KindOf(err) != dr.KindNotFound {
+		return err
+	}
+	return dr.New(dr.KindInvalid, dr.CodeNotFound, "armapi.body", "%s: %w", field, err)
+}
+
+// Clip shortens what a client sent for an error's text.
+func Clip(s string) string {
+	const most = 100
+	if len(s) > most {
+		return strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
 }

@@ -1,6 +1,7 @@
-package armapi
+package route
 
 import (
+	"cmp"
 	"encoding/base64"
 	"fmt"
 	"net/http"
@@ -13,7 +14,7 @@ import (
 	"holdfast/internal/dr"
 )
 
-// page renders one page of all: the elements after $skipToken, at most $top (or
+// Page renders one page of all: the elements after $skipToken, at most $top (or
 // the server's page size) of them. Only the page's elements are rendered, so a
 // list of ten thousand costs one page's look-ups. An element that has gone away
 // while it was rendered (KindNotFound) is left out.
@@ -21,23 +22,23 @@ import (
 // The token names the last element of the page before and its position; when
 // the element is gone meanwhile the position counts. So a list that changes
 // while it is paged repeats or misses at most what has changed.
-func page[T, W any](c *call, all []T, name func(T) string, render func(T) (W, error)) (reply, error) {
-	q := c.r.URL.Query()
-	size := c.s.cfg.PageSize
+func Page[T, W any](c *Call, all []T, name func(T) string, render func(*Call, T) (W, error)) (Reply, error) {
+	q := c.R.URL.Query()
+	size := c.Env.PageSize
 	for _, k := range []string{"$top", "$take"} {
-		if v := queryValue(q, k); v != "" {
+		if v := QueryValue(q, k); v != "" {
 			n, err := strconv.Atoi(v)
 			if err != nil || n < 1 {
-				return reply{}, dr.New(dr.KindInvalid, codeInvalidPage, "armapi.list", "%s must be a positive number, not %q", k, clip(v))
+				return Reply{}, dr.New(dr.KindInvalid, CodeInvalidPage, "armapi.list", "%s must be a positive number, not %q", k, Clip(v))
 			}
 			size = min(n, size)
 		}
 	}
 	start := 0
-	if tok := firstNonEmpty(queryValue(q, "$skipToken"), queryValue(q, "skipToken")); tok != "" {
+	if tok := cmp.Or(QueryValue(q, "$skipToken"), QueryValue(q, "skipToken")); tok != "" {
 		pos, last, err := parsePageToken(tok)
 		if err != nil {
-			return reply{}, err
+			return Reply{}, err
 		}
 		start = min(pos, len(all))
 		for i, x := range all {
@@ -50,12 +51,12 @@ func page[T, W any](c *call, all []T, name func(T) string, render func(T) (W, er
 	end := min(start+size, len(all))
 	out := armwire.List[W]{Value: make([]W, 0, end-start)}
 	for _, x := range all[start:end] {
-		wire, err := render(x)
+		wire, err := render(c, x)
 		if err != nil && dr.KindOf(err) == dr.KindNotFound {
 			continue
 		}
 		if err != nil {
-			return reply{}, err
+			return Reply{}, err
 		}
 		out.Value = append(out.Value, wire)
 	}
@@ -67,10 +68,10 @@ func page[T, W any](c *call, all []T, name func(T) string, render func(T) (W, er
 			}
 		}
 		next.Set("$skipToken", pageToken(end, name(all[end-1])))
-		link := c.base + c.r.URL.EscapedPath() + "?" + next.Encode()
+		link := c.Base + c.R.URL.EscapedPath() + "?" + next.Encode()
 		out.NextLink = &link
 	}
-	return reply{status: http.StatusOK, body: out}, nil
+	return Reply{Status: http.StatusOK, Body: out}, nil
 }
 
 func pageToken(pos int, last string) string {
@@ -82,32 +83,32 @@ func parsePageToken(s string) (pos int, last string, err error) {
 	p, last, ok := strings.Cut(string(b), "/")
 	pos, perr := strconv.Atoi(p)
 	if err != nil || !ok || perr != nil || pos < 0 {
-		return 0, "", dr.New(dr.KindInvalid, codeInvalidPage, "armapi.list", "the page token is not one of this server's; start the list again")
+		return 0, "", dr.New(dr.KindInvalid, CodeInvalidPage, "armapi.list", "the page token is not one of this server's; start the list again")
 	}
 	return pos, last, nil
 }
 
-// term is one comparison of a $filter.
-type term struct {
-	field string // lower case
-	op    string // eq, ne, ge, gt, le, lt
-	value string
+// Term is one comparison of a $filter.
+type Term struct {
+	Field string // lower case
+	Op    string // eq, ne, ge, gt, le, lt
+	Value string
 }
 
-// parseFilter reads the small part of OData that clients of this API send:
+// ParseFilter reads the small part of OData that clients of this API send:
 // comparisons of a field with a literal, joined by "and"; "or" is accepted
 // between comparisons of the same field with eq, whose values are then joined
 // (see oneOf). Parentheses around terms are ignored.
-func parseFilter(s string) ([]term, error) {
+func ParseFilter(s string) ([]Term, error) {
 	bad := func(why string) error {
-		return dr.New(dr.KindInvalid, codeInvalidFilter, "armapi.filter", "$filter %q: %s", clip(s), why).
+		return dr.New(dr.KindInvalid, CodeInvalidFilter, "armapi.filter", "$filter %q: %s", Clip(s), why).
 			WithHint("Write comparisons like: JobStatus eq 'Failed' and StartTime ge '2026-01-31T00:00:00Z'.")
 	}
 	toks, err := filterTokens(s)
 	if err != nil {
 		return nil, bad(err.Error())
 	}
-	var out []term
+	var out []Term
 	for i := 0; i < len(toks); {
 		joiner := ""
 		if i > 0 {
@@ -120,19 +121,19 @@ func parseFilter(s string) ([]term, error) {
 		if i+3 > len(toks) {
 			return nil, bad("expected: field operator 'value'")
 		}
-		t := term{field: strings.ToLower(toks[i]), op: strings.ToLower(toks[i+1]), value: unquote(toks[i+2])}
+		t := Term{Field: strings.ToLower(toks[i]), Op: strings.ToLower(toks[i+1]), Value: unquote(toks[i+2])}
 		i += 3
-		switch t.op {
+		switch t.Op {
 		case "eq", "ne", "ge", "gt", "le", "lt":
 		default:
 			return nil, bad("unknown operator")
 		}
 		if joiner == "or" {
 			prev := &out[len(out)-1]
-			if prev.field != t.field || prev.op != "eq" || t.op != "eq" {
+			if prev.Field != t.Field || prev.Op != "eq" || t.Op != "eq" {
 				return nil, bad("'or' is understood only between eq comparisons of one field")
 			}
-			prev.value += "," + t.value
+			prev.Value += "," + t.Value
 			continue
 		}
 		out = append(out, t)
@@ -183,8 +184,8 @@ func unquote(s string) string {
 	return s
 }
 
-// oneOf reports whether got equals one of the comma-separated values, without case.
-func oneOf(values, got string) bool {
+// OneOf reports whether got equals one of the comma-separated values, without case.
+func OneOf(values, got string) bool {
 	for v := range strings.SplitSeq(values, ",") {
 		if strings.EqualFold(strings.TrimSpace(v), got) {
 			return true
@@ -193,35 +194,45 @@ func oneOf(values, got string) bool {
 	return false
 }
 
-// filterTime accepts the ways in which clients write times.
-func filterTime(s string) (time.Time, error) {
+// FilterTime accepts the ways in which clients write times.
+func FilterTime(s string) (time.Time, error) {
 	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.9999999", time.DateTime, time.DateOnly, "1/2/2006 3:04:05 PM"} {
 		if t, err := time.Parse(layout, s); err == nil {
 			return t, nil
 		}
 	}
-	return time.Time{}, dr.New(dr.KindInvalid, codeInvalidFilter, "armapi.filter", "%q in $filter is not a time (want RFC 3339)", clip(s))
+	return time.Time{}, dr.New(dr.KindInvalid, CodeInvalidFilter, "armapi.filter", "%q in $filter is not a time (want RFC 3339)", Clip(s))
 }
 
-// filtered keeps the elements of all for which every term of $filter holds;
+// Filtered keeps the elements of all for which every term of $filter holds;
 // fields gives the comparable fields by lower-case name. Only eq and ne are known here.
-func filtered[T any](c *call, all []T, fields map[string]func(T) string) ([]T, error) {
-	terms, err := parseFilter(queryValue(c.r.URL.Query(), "$filter"))
+func Filtered[T any](c *Call, all []T, fields map[string]func(T) string) ([]T, error) {
+	terms, err := ParseFilter(QueryValue(c.R.URL.Query(), "$filter"))
 	if err != nil {
 		return nil, err
 	}
 	for _, t := range terms {
-		get, ok := fields[t.field]
-		if !ok || (t.op != "eq" && t.op != "ne") {
-			return nil, dr.New(dr.KindInvalid, codeInvalidFilter, "armapi.filter", "$filter: field %q with operator %q is not understood for this list", clip(t.field), clip(t.op))
+		get, ok := fields[t.Field]
+		if !ok || (t.Op != "eq" && t.Op != "ne") {
+			return nil, dr.New(dr.KindInvalid, CodeInvalidFilter, "armapi.filter", "$filter: field %q with operator %q is not understood for this list", Clip(t.Field), Clip(t.Op))
 		}
 		kept := make([]T, 0, len(all))
 		for _, x := range all {
-			if oneOf(t.value, get(x)) == (t.op == "eq") {
+			if OneOf(t.Value, get(x)) == (t.Op == "eq") {
 				kept = append(kept, x)
 			}
 		}
 		all = kept
 	}
 	return all, nil
+}
+
+// QueryValue finds a query parameter without regard to the case of its name.
+func QueryValue(q url.Values, name string) string {
+	for k, vs := range q {
+		if strings.EqualFold(k, name) && len(vs) > 0 {
+			return vs[0]
+		}
+	}
+	return ""
 }

@@ -1,4 +1,4 @@
-package armapi
+package item
 
 import (
 	"slices"
@@ -140,115 +140,6 @@ func TestShownOperations(t *testing.T) {
 	}
 }
 
-// TestStatusOf is exhaustive: a new kind fails here until it has a status.
-func TestStatusOf(t *testing.T) {
-	t.Parallel()
-	want := map[dr.Kind]int{
-		dr.KindInternal: 500, dr.KindInvalid: 400, dr.KindNotFound: 404, dr.KindConflict: 409, dr.KindUnauthenticated: 401, dr.KindForbidden: 403, dr.KindFenced: 409,
-		dr.KindPrecondition: 409, dr.KindUnsupported: 400, dr.KindUnavailable: 503, dr.KindExhausted: 429, dr.KindCorrupt: 500, dr.KindCanceled: 409,
-	}
-	for _, k := range dr.Kinds() {
-		w, ok := want[k]
-		if !ok {
-			t.Errorf("kind %v has no agreed status", k)
-			continue
-		}
-		if got := statusOf(k); got != w {
-			t.Errorf("%v: %d, want %d", k, got, w)
-		}
-		if codeOf(&dr.Error{Kind: k}) == "" {
-			t.Errorf("%v has no code", k)
-		}
-	}
-	if statusOf(dr.Kind(200)) != 500 {
-		t.Error("an unknown kind is not an internal error")
-	}
-}
-
-func TestJobStateTable(t *testing.T) {
-	t.Parallel()
-	want := map[dr.JobState][3]string{ // state, state when it waits for a person, operation
-		dr.JobNotStarted: {"NotStarted", "NotStarted", "InProgress"}, dr.JobInProgress: {"InProgress", "InProgress", "InProgress"}, dr.JobWaiting: {"InProgress", "Suspended", "InProgress"},
-		dr.JobSucceeded: {"Succeeded", "Succeeded", "Succeeded"}, dr.JobFailed: {"Failed", "Failed", "Failed"}, dr.JobCancelling: {"Cancelling", "Cancelling", "InProgress"},
-		dr.JobCancelled: {"Cancelled", "Cancelled", "Canceled"}, dr.JobSkipped: {"Skipped", "Skipped", "Succeeded"},
-	}
-	for s, w := range want {
-		a, _ := jobState(s, false)
-		b, _ := jobState(s, true)
-		op, failure := operationState(dr.Job{ID: "j", State: s})
-		if a != w[0] || b != w[1] || op != w[2] {
-			t.Errorf("%s: %s, %s, %s, want %v", s, a, b, op, w)
-		}
-		if (failure != nil) != (op == "Failed" || op == "Canceled") {
-			t.Errorf("%s: failure %v with operation %s", s, failure, op)
-		}
-		if s.Final() != (op != "InProgress") {
-			t.Errorf("%s: final %v but operation %s", s, s.Final(), op)
-		}
-	}
-}
-
-func TestParseFilter(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		in   string
-		want []term
-		bad  bool
-	}{
-		{in: "", want: nil},
-		{in: "JobStatus eq 'Failed'", want: []term{{"jobstatus", "eq", "Failed"}}},
-		{in: "(JobStatus eq 'Failed' or JobStatus eq 'InProgress') and StartTime ge 2026-01-01T00:00:00Z", want: []term{{"jobstatus", "eq", "Failed,InProgress"}, {"starttime", "ge", "2026-01-01T00:00:00Z"}}},
-		{in: "friendlyName EQ 'it''s and x'", want: []term{{"friendlyname", "eq", "it's and x"}}},
-		{in: "a eq", bad: true},
-		{in: "a like 'x'", bad: true},
-		{in: "a eq 'x' b eq 'y'", bad: true},
-		{in: "a eq 'x' or b eq 'y'", bad: true},
-		{in: "a eq 'x", bad: true},
-		{in: "a eq 'x' and", bad: true},
-		{in: "or a eq 'x'", bad: true},
-	} {
-		got, err := parseFilter(tt.in)
-		if (err != nil) != tt.bad || (!tt.bad && !slices.Equal(got, tt.want)) {
-			t.Errorf("%q: %v, %v; want %v", tt.in, got, err, tt.want)
-		}
-		if err != nil && dr.KindOf(err) != dr.KindInvalid {
-			t.Errorf("%q: kind %v", tt.in, dr.KindOf(err))
-		}
-	}
-}
-
-func FuzzParseFilter(f *testing.F) {
-	f.Add("JobStatus eq 'Failed' and StartTime ge '2026-01-01T00:00:00Z'")
-	f.Add("(a eq 'x''y' or a eq b)")
-	f.Add("'")
-	f.Fuzz(func(t *testing.T, s string) {
-		terms, err := parseFilter(s)
-		if err != nil && dr.KindOf(err) != dr.KindInvalid {
-			t.Fatalf("kind %v", dr.KindOf(err))
-		}
-		for _, x := range terms {
-			if x.field == "" || x.op == "" {
-				t.Fatalf("empty term in %v", terms)
-			}
-		}
-	})
-}
-
-func FuzzPageToken(f *testing.F) {
-	f.Add(pageToken(200, "web01"))
-	f.Add("")
-	f.Add("!!")
-	f.Fuzz(func(t *testing.T, s string) {
-		pos, last, err := parsePageToken(s)
-		if err != nil {
-			return
-		}
-		if p, l, err := parsePageToken(pageToken(pos, last)); err != nil || p != pos || l != last {
-			t.Fatalf("%d %q does not survive: %d %q %v", pos, last, p, l, err)
-		}
-	})
-}
-
 func TestSettingsRoundTrip(t *testing.T) {
 	t.Parallel()
 	in := targetSettings{VMSize: "size", NetworkID: "/x/net", Tags: map[string]string{"a": "b"}}
@@ -259,15 +150,6 @@ func TestSettingsRoundTrip(t *testing.T) {
 	for _, bad := range []string{"", "not json", `{"v":99,"vmSize":"x"}`} {
 		if got := readSettings(bad); got.VMSize != "" || got.Version != targetSettingsVersion {
 			t.Errorf("%q: %+v", bad, got)
-		}
-	}
-}
-
-func TestEcho(t *testing.T) {
-	t.Parallel()
-	for in, want := range map[string]string{"abc-1": "abc-1", "a\nb": "", strings.Repeat("x", maxEcho+1): "", "é": ""} {
-		if got := echo(in); got != want {
-			t.Errorf("%q: %q", in, got)
 		}
 	}
 }

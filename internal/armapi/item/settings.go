@@ -1,9 +1,12 @@
-package armapi
+package item
 
 import (
+	"cmp"
 	"encoding/json"
 	"strings"
 
+	"holdfast/internal/armapi/route"
+	"holdfast/internal/armapi/site"
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
 )
@@ -64,14 +67,14 @@ func networkName(id string) string {
 	if !strings.Contains(id, "/") {
 		return id
 	}
-	return baseName(strings.TrimRight(id, "/"))
+	return site.BaseName(strings.TrimRight(id, "/"))
 }
 
 // enableSettings turns the input of enabling protection into settings.
 func enableSettings(in armwire.EnableDetails) dr.ItemSettings {
 	t := targetSettings{
 		VMSize: in.TargetVMSize, StorageAccount: in.TargetStorageAccountID, LogStorageAccount: in.LogStorageAccountID,
-		ResourceGroup:   firstNonEmpty(in.TargetAzureV2ResourceGroupID, in.TargetAzureV1ResourceGroupID),
+		ResourceGroup:   cmp.Or(in.TargetAzureV2ResourceGroupID, in.TargetAzureV1ResourceGroupID),
 		AvailabilitySet: in.TargetAvailabilitySetID, Zone: in.TargetAvailabilityZone, PlacementGroup: in.TargetProximityPlacementGroup,
 		RDP: in.EnableRDPOnTargetOption, ManagedDisks: in.UseManagedDisks, License: in.LicenseType, LinuxLicense: in.LinuxLicenseType, SQLLicense: in.SQLServerLicenseType,
 		NetworkID: in.TargetAzureNetworkID, TestNetworkID: in.TestNetwork, OSType: in.OSType, OSDisk: in.VHDID, Tags: in.TargetVMTags,
@@ -129,7 +132,7 @@ func applyUpdate(s *dr.ItemSettings, in armwire.UpdateInput, more armwire.Update
 func checkSize(cpus, memoryMB int) error {
 	const mostCPUs, mostMemory = 4096, 64 << 20
 	if cpus < 0 || cpus > mostCPUs || memoryMB < 0 || memoryMB > mostMemory {
-		return dr.New(dr.KindInvalid, codeInvalidBody, "armapi.body", "holdfastCpus %d or holdfastMemoryMB %d is out of range", cpus, memoryMB)
+		return dr.New(dr.KindInvalid, route.CodeInvalidBody, "armapi.body", "holdfastCpus %d or holdfastMemoryMB %d is out of range", cpus, memoryMB)
 	}
 	return nil
 }
@@ -139,14 +142,14 @@ func nicDetails(vm dr.VM, s dr.ItemSettings, t targetSettings) []armwire.NICDeta
 	out := make([]armwire.NICDetails, 0, len(vm.NICs))
 	for i, n := range vm.NICs {
 		d := armwire.NICDetails{NICID: n.ID, VMNetworkName: n.Network, MAC: n.MAC, SelectionType: "SelectedByDefault",
-			RecoveryVMNetworkID: firstNonEmpty(t.NetworkID, s.Network), TFOVMNetworkID: firstNonEmpty(t.TestNetworkID, s.TestNetwork)}
+			RecoveryVMNetworkID: cmp.Or(t.NetworkID, s.Network), TFOVMNetworkID: cmp.Or(t.TestNetworkID, s.TestNetwork)}
 		ip := armwire.IPConfigDetails{IsPrimary: i == 0, IsSelectedForFailover: i == 0, SubnetName: n.Network, IPAddressType: "Dynamic", RecoveryIPAddressType: "Dynamic"}
 		if len(n.IPs) > 0 {
 			ip.StaticIPAddress = n.IPs[0]
 		}
 		var want armwire.NICInput
 		if raw, ok := t.NICs[n.ID]; ok && json.Unmarshal(raw, &want) == nil {
-			d.SelectionType, d.RecoveryNICName, d.TargetNICName = firstNonEmpty(want.SelectionType, "SelectedByUser"), want.RecoveryNICName, want.TargetNICName
+			d.SelectionType, d.RecoveryNICName, d.TargetNICName = cmp.Or(want.SelectionType, "SelectedByUser"), want.RecoveryNICName, want.TargetNICName
 			if len(want.IPConfigs) > 0 {
 				w := want.IPConfigs[0]
 				ip.Name, ip.RecoverySubnetName, ip.RecoveryStaticIPAddress = w.IPConfigName, w.RecoverySubnetName, w.RecoveryStaticIPAddress

@@ -1,10 +1,11 @@
-package armapi
+package site
 
 import (
 	"slices"
 	"strconv"
 	"strings"
 
+	"holdfast/internal/armapi/route"
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
 )
@@ -23,8 +24,8 @@ func (e vmEntry) status() string {
 }
 
 // protectedVMs maps the VMs of a fabric to the names of their protected items.
-func (c *call) protectedVMs(f dr.Fabric) (map[dr.VMID]string, error) {
-	items, err := c.svc().Items(c.ctx(), f.ID)
+func protectedVMs(c *route.Call, f dr.Fabric) (map[dr.VMID]string, error) {
+	items, err := c.Svc().Items(c.Ctx(), f.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -35,18 +36,18 @@ func (c *call) protectedVMs(f dr.Fabric) (map[dr.VMID]string, error) {
 	return by, nil
 }
 
-func listVMs(c *call) (reply, error) {
-	f, err := c.fabric()
+func listVMs(c *route.Call) (route.Reply, error) {
+	f, err := c.Fabric()
 	if err != nil {
-		return reply{}, err
+		return route.Reply{}, err
 	}
-	vms, err := c.svc().VMs(c.ctx(), f.ID)
+	vms, err := c.Svc().VMs(c.Ctx(), f.ID)
 	if err != nil {
-		return reply{}, err
+		return route.Reply{}, err
 	}
-	by, err := c.protectedVMs(f)
+	by, err := protectedVMs(c, f)
 	if err != nil {
-		return reply{}, err
+		return route.Reply{}, err
 	}
 	all := make([]vmEntry, 0, len(vms))
 	for _, vm := range vms {
@@ -54,47 +55,43 @@ func listVMs(c *call) (reply, error) {
 			all = append(all, vmEntry{vm, item})
 		}
 	}
-	all, err = filtered(c, all, map[string]func(vmEntry) string{
+	all, err = route.Filtered(c, all, map[string]func(vmEntry) string{
 		"protectionstatus": vmEntry.status,
 		"friendlyname":     func(e vmEntry) string { return e.vm.Name },
 		"name":             func(e vmEntry) string { return string(e.vm.ID) },
 	})
 	if err != nil {
-		return reply{}, err
+		return route.Reply{}, err
 	}
-	return page(c, all, func(e vmEntry) string { return string(e.vm.ID) }, func(e vmEntry) (armwire.Resource[armwire.ProtectableItem], error) {
-		return c.vmResource(f, e), nil
+	return route.Page(c, all, func(e vmEntry) string { return string(e.vm.ID) }, func(c *route.Call, e vmEntry) (armwire.Resource[armwire.ProtectableItem], error) {
+		return vmResource(c, f, e), nil
 	})
 }
 
-func getVM(c *call) (reply, error) {
-	f, err := c.fabric()
+func getVM(c *route.Call) (route.Reply, error) {
+	f, err := c.Fabric()
 	if err != nil {
-		return reply{}, err
+		return route.Reply{}, err
 	}
-	vm, err := c.svc().VM(c.ctx(), f.ID, dr.VMID(strings.ToLower(c.name(tVMs))))
+	vm, err := c.Svc().VM(c.Ctx(), f.ID, dr.VMID(strings.ToLower(c.NameOf(route.TVMs))))
 	if err != nil {
-		return reply{}, err
+		return route.Reply{}, err
 	}
-	by, err := c.protectedVMs(f)
+	by, err := protectedVMs(c, f)
 	if err != nil {
-		return reply{}, err
+		return route.Reply{}, err
 	}
-	return ok(c.vmResource(f, vmEntry{vm, by[vm.ID]}))
+	return route.OK(vmResource(c, f, vmEntry{vm, by[vm.ID]}))
 }
 
-func (c *call) vmID(f dr.Fabric, vm dr.VMID) string {
-	return c.vaultID().ID(tFabrics, f.Name, tContainers, f.ContainerName(), tVMs, string(vm))
-}
-
-func (c *call) vmResource(f dr.Fabric, e vmEntry) armwire.Resource[armwire.ProtectableItem] {
+func vmResource(c *route.Call, f dr.Fabric, e vmEntry) armwire.Resource[armwire.ProtectableItem] {
 	vm := e.vm
 	disks := make([]armwire.DiskDetails, 0, len(vm.Disks))
 	physical, shared := "NotPresent", "NotPresent"
 	usable := 0
 	readiness := []string{}
 	for _, d := range vm.Disks {
-		disks = append(disks, armwire.DiskDetails{MaxSizeMB: mebibytes(d.Size), VHDType: diskType(d), VHDID: d.ID, VHDName: baseName(d.Path),
+		disks = append(disks, armwire.DiskDetails{MaxSizeMB: MiB(d.Size), VHDType: DiskType(d), VHDID: d.ID, VHDName: BaseName(d.Path),
 			Format: d.Format, Unreplicatable: d.Unreplicatable})
 		if d.PassThru {
 			physical = "Present"
@@ -111,44 +108,46 @@ func (c *call) vmResource(f dr.Fabric, e vmEntry) armwire.Resource[armwire.Prote
 	}
 	var item *string
 	if e.item != "" {
-		id := c.itemID(f, e.item)
+		id := c.ItemID(f, e.item)
 		item = &id
 	}
 	return armwire.Resource[armwire.ProtectableItem]{
-		ID: c.vmID(f, vm.ID), Name: string(vm.ID), Type: armwire.ResourceType(tFabrics, "", tContainers, "", tVMs, ""),
+		ID: c.VMID(f, vm.ID), Name: string(vm.ID), Type: armwire.ResourceType(route.TFabrics, "", route.TContainers, "", route.TVMs, ""),
 		Properties: armwire.ProtectableItem{
-			FriendlyName: vm.Name, ProtectionStatus: e.status(), ReplicationProtectedItemID: item, RecoveryServicesProviderID: c.providerID(f, vm.Agent),
+			FriendlyName: vm.Name, ProtectionStatus: e.status(), ReplicationProtectedItemID: item, RecoveryServicesProviderID: c.ProviderID(f, vm.Agent),
 			ProtectionReadinessErrors: readiness, SupportedReplicationProviders: []string{armwire.HyperVReplicaAzure}, Running: vm.Running,
 			CustomDetails: armwire.VMDetails{InstanceType: armwire.HyperVVirtualMachine, SourceItemID: string(vm.ID), Generation: strconv.Itoa(max(1, vm.Generation)),
-				OSDetails: osDetails(vm), DiskDetails: disks, HasPhysicalDisk: physical, HasFibreChannelAdapter: "NotPresent", HasSharedVHD: shared, HyperVHostID: string(vm.Agent)},
+				OSDetails: OSDetails(vm), DiskDetails: disks, HasPhysicalDisk: physical, HasFibreChannelAdapter: "NotPresent", HasSharedVHD: shared, HyperVHostID: string(vm.Agent)},
 		},
 	}
 }
 
-// mebibytes rounds up.
-func mebibytes(n int64) int64 { return (n + 1<<20 - 1) >> 20 }
+// MiB rounds bytes up to mebibytes.
+func MiB(n int64) int64 { return (n + 1<<20 - 1) >> 20 }
 
-func diskType(d dr.Disk) string {
+// DiskType is the API's word for what a disk holds.
+func DiskType(d dr.Disk) string {
 	if d.Boot {
 		return "OperatingSystem"
 	}
 	return "Data"
 }
 
-// baseName is the last element of a Unix or Windows path.
-func baseName(path string) string {
+// BaseName is the last element of a Unix or Windows path.
+func BaseName(path string) string {
 	if i := strings.LastIndexAny(path, `/\`); i >= 0 {
 		return path[i+1:]
 	}
 	return path
 }
 
-func osDetails(vm dr.VM) armwire.OSDetails {
+// OSDetails is what is known of a guest's operating system.
+func OSDetails(vm dr.VM) armwire.OSDetails {
 	return armwire.OSDetails{OSType: vm.OSType, ProductType: "UNKNOWN"}
 }
 
-// replicated are the disks of a VM that an item replicates, in the VM's order.
-func replicated(vm dr.VM, ids []string) []dr.Disk {
+// Replicated are the disks of a VM that an item replicates, in the VM's order.
+func Replicated(vm dr.VM, ids []string) []dr.Disk {
 	var out []dr.Disk
 	for _, d := range vm.Disks {
 		if len(ids) == 0 || slices.Contains(ids, d.ID) {
