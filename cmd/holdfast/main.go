@@ -11,6 +11,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -24,6 +25,7 @@ import (
 
 	"holdfast/cmd/holdfast/internal/console"
 	"holdfast/cmd/holdfast/internal/operate"
+	"holdfast/cmd/holdfast/internal/storetool"
 	"holdfast/cmd/holdfast/internal/vaulthost"
 )
 
@@ -34,10 +36,41 @@ func main() {
 	person := term.IsTerminal(int(os.Stderr.Fd()))
 	c.Live = person && runtime.GOOS != "windows" && os.Getenv("TERM") != "dumb"
 	c.Ask = person && term.IsTerminal(int(os.Stdin.Fd()))
+	if c.Ask {
+		c.ReadSecret = readSecret
+	}
 	if w, _, err := term.GetSize(int(os.Stdout.Fd())); err == nil {
 		c.Width = max(w, console.MinWidth)
 	}
 	os.Exit(run(ctx, c, os.Args[1:]))
+}
+
+// readSecret asks on the terminal without echo. When ctx ends first, the terminal
+// is as before and the reader is left behind, which ends with the process.
+func readSecret(ctx context.Context, question string) ([]byte, error) {
+	fd := int(os.Stdin.Fd())
+	before, err := term.GetState(fd)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprint(os.Stderr, question)
+	type answer struct {
+		text []byte
+		err  error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		text, err := term.ReadPassword(fd)
+		got <- answer{text, err}
+	}()
+	select {
+	case a := <-got:
+		fmt.Fprintln(os.Stderr)
+		return a.text, a.err
+	case <-ctx.Done():
+		fmt.Fprintln(os.Stderr)
+		return nil, errors.Join(ctx.Err(), term.Restore(fd, before))
+	}
 }
 
 // run executes a command line and returns its exit code.
@@ -86,10 +119,29 @@ func newRoot(c *console.Console) *cobra.Command {
 	add("daily", operate.Daily(c)...)
 	add("setup", vaulthost.VaultCommand(c), a.agentCommand())
 	add("setup", operate.Setup(c)...)
-	add("tools", vaulthost.StoreCommand(c))
+	add("tools", storetool.StoreCommand(c), storetool.RecoverCommand(c))
+	add("tools", operate.Offline(c)...)
 	root.AddCommand(a.versionCommand(), console.ExitCodesTopic())
 	checkArgs(root)
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "Flags.FlagUsages |", fmt.Sprintf("Flags.FlagUsagesWrapped %d |", console.MinWidth)))
+	wrapHelp(root)
 	return root
+}
+
+// wrapHelp sets the paragraphs of long help texts in lines that fit every
+// terminal; lines that are set in stay as they are.
+func wrapHelp(c *cobra.Command) {
+	var out []string
+	for p := range strings.SplitSeq(c.Long, "\n\n") {
+		if !strings.Contains("\n"+p, "\n  ") {
+			p = console.Wrap(strings.Join(strings.Fields(p), " "), console.MinWidth)
+		}
+		out = append(out, p)
+	}
+	c.Long = strings.Join(out, "\n\n")
+	for _, sub := range c.Commands() {
+		wrapHelp(sub)
+	}
 }
 
 // checkArgs makes wrong words and numbers of arguments usage errors.

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +24,9 @@ type Console struct {
 	Live     bool          // progress may be redrawn
 	Ask      bool          // there is a person to ask
 	Poll     time.Duration // between looks at a job; 0 = what the vault says
+	// ReadSecret shows a question on the terminal and reads an answer that is not
+	// shown; nil = there is no terminal.
+	ReadSecret func(ctx context.Context, question string) ([]byte, error)
 
 	JSON bool // --output json
 	Yes  bool // --yes

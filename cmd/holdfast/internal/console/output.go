@@ -10,6 +10,7 @@ package console
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -126,6 +127,9 @@ func wrap(s string, width int) []string {
 	}
 	return append(lines, s)
 }
+
+// Wrap breaks a text of one line into lines of at most width columns.
+func Wrap(text string, width int) string { return strings.Join(wrap(text, width), "\n") }
 
 // Field is one line of a description.
 type Field struct{ name, value string }
@@ -289,4 +293,80 @@ func Dash(s string) string {
 		return "-"
 	}
 	return s
+}
+
+// Duration is a flag that takes a time span: 90s, 24h, 30d, 2w, 1d12h.
+type Duration time.Duration
+
+// String implements pflag.Value.
+func (d *Duration) String() string {
+	if *d == 0 {
+		return ""
+	}
+	return Short(time.Duration(*d))
+}
+
+// Type implements pflag.Value.
+func (*Duration) Type() string { return "duration" }
+
+// Set implements pflag.Value.
+func (d *Duration) Set(text string) error {
+	rest, total := text, time.Duration(0)
+	for _, u := range []struct {
+		suffix string
+		n      time.Duration
+	}{{"w", 7 * 24 * time.Hour}, {"d", 24 * time.Hour}} {
+		head, tail, ok := strings.Cut(rest, u.suffix)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseUint(head, 10, 16)
+		if err != nil {
+			return fmt.Errorf("%q is not a time span such as 90s, 24h or 30d", text)
+		}
+		total += time.Duration(n) * u.n
+		rest = tail
+	}
+	if rest != "" {
+		x, err := time.ParseDuration(rest)
+		if err != nil || x < 0 || x > 1<<62 {
+			return fmt.Errorf("%q is not a time span such as 90s, 24h or 30d", text)
+		}
+		total += x
+	}
+	if text == "" {
+		return fmt.Errorf("a time span is missing, such as 24h or 30d")
+	}
+	*d = Duration(total)
+	return nil
+}
+
+// ParseUntil reads when something ends: a time span from now, or a time as people
+// write it on this machine's clock, the next one where the day is missing. An
+// empty text is the zero time.
+func ParseUntil(text string, now time.Time) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	var span Duration
+	if span.Set(text) == nil {
+		return now.Add(time.Duration(span)), nil
+	}
+	if t, err := time.Parse(time.RFC3339, text); err == nil {
+		return t, nil
+	}
+	for _, layout := range []string{time.DateTime, "2006-01-02 15:04", time.DateOnly} {
+		if t, err := time.ParseInLocation(layout, text, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	if t, err := time.ParseInLocation("15:04", text, time.Local); err == nil {
+		y, mo, d := now.Local().Date()
+		at := time.Date(y, mo, d, t.Hour(), t.Minute(), 0, 0, time.Local)
+		if !at.After(now) {
+			at = at.AddDate(0, 0, 1)
+		}
+		return at, nil
+	}
+	return time.Time{}, Usage("%q is not a time", text).WithHint(`Use a time span such as 2h or 3d, "18:00", "2026-03-31 18:00", or RFC 3339 with a zone.`)
 }

@@ -28,13 +28,18 @@ type app struct{ *console.Console }
 // Daily are the commands of every day.
 func Daily(c *console.Console) []*cobra.Command {
 	a := &app{c}
-	return []*cobra.Command{a.itemCommand(), a.pointCommand(), a.jobCommand(), a.vmCommand()}
+	return []*cobra.Command{a.itemCommand(), a.pointCommand(), a.groupCommand(), a.jobCommand(), a.vmCommand()}
 }
 
 // Setup are the commands that set replication up.
 func Setup(c *console.Console) []*cobra.Command {
 	a := &app{c}
 	return []*cobra.Command{a.loginCommand(), a.siteCommand(), a.providerCommand(), a.policyCommand(), a.mappingCommand()}
+}
+
+// Offline are the commands that need no vault.
+func Offline(c *console.Console) []*cobra.Command {
+	return []*cobra.Command{(&app{c}).errorsCommand()}
 }
 
 const (

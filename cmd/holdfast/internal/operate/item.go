@@ -19,6 +19,7 @@ func (a *app) itemCommand() *cobra.Command {
 	c := &cobra.Command{Use: "item", Short: "Protected VMs: replication, drills and failovers",
 		Long: "Protected VMs. ITEM is the VM's name, or the item's name or id where that is not unique."}
 	c.AddCommand(a.itemListCommand(), a.itemShowCommand(), a.itemEnableCommand(), a.itemDisableCommand(), a.itemTestCommand(), a.itemFailoverCommand(), a.itemChangeCommand())
+	c.AddCommand(a.steering()...)
 	const gone = "The VM that runs at the recovery site will be removed with all that it has written."
 	for _, act := range []struct {
 		verb, action, short, question string
@@ -26,7 +27,6 @@ func (a *app) itemCommand() *cobra.Command {
 		{"cleanup", "", "End a test failover: remove the test VM", ""},
 		{"commit", "failoverCommit", "Commit a failover: the recovery point can't be changed any more", ""},
 		{"cancel", "failoverCancel", "Cancel a failover: remove the recovery VM and replicate again", gone},
-		{"resync", "repairReplication", "Compare source and replica now and send what differs", ""},
 	} {
 		var wait waitFlag
 		var comments string
@@ -113,23 +113,7 @@ func stateText(s armwire.ItemSummary) string {
 
 func (a *app) itemShowCommand() *cobra.Command {
 	return &cobra.Command{Use: "show ITEM", Short: "Show a protected VM", Args: cobra.ExactArgs(1), RunE: a.withClient(func(ctx context.Context, c *armclient.Client, args []string) error {
-		s, err := c.Items().Summary(ctx, args[0])
-		if err != nil {
-			return err
-		}
-		points := "none yet"
-		if s.Points > 0 {
-			points = fmt.Sprintf("%d, newest %s", s.Points, a.When(s.NewestPointTime))
-		}
-		test := s.TestFailoverState
-		if s.LastTest != nil {
-			test += ", last success " + a.When(s.LastTest)
-		}
-		r := s.Replication
-		return a.Describe(s, console.F("vm", s.VMName), console.F("item", s.ID), console.F("state", stateText(s)), console.F("health", s.Health), console.F("because", strings.Join(s.HealthMessages, "; ")),
-			console.F("runs at", s.ActiveLocation), console.F("rpo lag", lagText(s)), console.F("backlog", console.Bytes(r.BacklogBytes)), console.F("phase", r.Phase), console.F("error", r.Error),
-			console.F("resync", s.ResyncReason), console.F("points", points), console.F("stored", console.Bytes(s.StoredBytes)), console.F("test failover", test), console.F("job", s.CurrentJob),
-			console.F("possible", strings.Join(s.AllowedOperations, ", ")))
+		return a.showItem(ctx, c, args[0])
 	})}
 }
 
@@ -181,6 +165,7 @@ func (a *app) itemEnableCommand() *cobra.Command {
 	f.StringVar(&d.TargetAzureVMName, "recovery-name", "", "name of the VM at the recovery site")
 	f.StringVar(&d.TargetAzureNetworkID, "network", "", "network of the recovery site for failovers")
 	f.StringVar(&d.TestNetwork, "test-network", "", "network of the recovery site for tests")
+	f.StringVar(&d.Seed, "seed", "", "machine id that 'holdfast store seed' printed: begin with it and send what differs")
 	f.BoolVar(&until, "until-protected", false, "follow the initial replication to its end")
 	return wait.add(c)
 }
@@ -393,6 +378,11 @@ type PointView struct {
 	Resync      bool       `json:"resync"`
 	DirtyBytes  int64      `json:"dirtyBytes"`
 	StoredBytes int64      `json:"storedBytes"`
+	Label       string     `json:"label,omitempty"`   // what people call it
+	Held        bool       `json:"held,omitempty"`    // kept whatever its age
+	Keep        string     `json:"keptBy,omitempty"`  // why it is kept
+	Note        string     `json:"note,omitempty"`    // e.g. why it is only crash-consistent
+	Suspect     bool       `json:"suspect,omitempty"` // looks encrypted
 }
 
 func (a *app) pointCommand() *cobra.Command {
@@ -408,20 +398,38 @@ func (a *app) pointCommand() *cobra.Command {
 		}
 		var views []PointView
 		for _, p := range all {
-			q := p.Properties
-			views = append(views, PointView{p.Name, q.RecoveryPointTime, q.Consistency, q.Resync, q.DirtyBytes, q.StoredBytes})
+			views = append(views, pointView(p))
 		}
 		return console.List(a.Console, views, "There are no recovery points yet.", PointColumns(a.Console)...)
 	})}
-	ls.ValidArgsFunction = a.completeItems()
-	c.AddCommand(ls)
+	name := a.pointNameCommand()
+	ls.ValidArgsFunction, name.ValidArgsFunction = a.completeItems(), a.completeItems()
+	c.AddCommand(ls, name)
 	return c
 }
 
 // PointColumns are the columns of a table of points.
 func PointColumns(c *console.Console) []console.Column[PointView] {
 	return []console.Column[PointView]{
-		console.Col("POINT", func(p PointView) string { return p.Name }), console.Wide("TIME", func(p PointView) string { return c.When(p.Time) }),
+		console.Col("POINT", func(p PointView) string { return p.Name }), console.Wide("TIME", func(p PointView) string { return c.When(p.Time) + pointMarks(p) }),
 		console.Col("CONSISTENT", func(p PointView) string { return p.Consistency }), console.Col("STORED", func(p PointView) string { return console.Bytes(p.StoredBytes) }),
 	}
+}
+
+// pointMarks says what is special about a point.
+func pointMarks(p PointView) string {
+	var marks []string
+	if p.Label != "" {
+		marks = append(marks, fmt.Sprintf("%q", p.Label))
+	}
+	if p.Held {
+		marks = append(marks, "held")
+	}
+	if p.Suspect {
+		marks = append(marks, "LOOKS ENCRYPTED")
+	}
+	if len(marks) == 0 {
+		return ""
+	}
+	return " " + strings.Join(marks, ", ")
 }

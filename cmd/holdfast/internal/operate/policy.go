@@ -3,7 +3,6 @@ package operate
 import (
 	"context"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,6 +17,18 @@ type policyView struct {
 	CopyFrequencySecs   int64  `json:"copyFrequencySeconds"`
 	RetentionSeconds    int64  `json:"retentionSeconds"`
 	AppFrequencySeconds int64  `json:"appFrequencySeconds"`
+
+	HourlySeconds   int64                   `json:"hourlySeconds"`
+	DailySeconds    int64                   `json:"dailySeconds"`
+	ResyncMode      string                  `json:"resyncMode"`
+	ResyncWindow    string                  `json:"resyncWindow"`
+	ResyncThreshold float64                 `json:"resyncThreshold"` // -1 = off
+	InitialMode     string                  `json:"initialMode"`
+	InitialWindow   string                  `json:"initialWindow"`
+	InitialStart    string                  `json:"initialStart"`
+	InitialPriority int                     `json:"initialPriority"`
+	Compression     string                  `json:"compression"`
+	Bandwidth       []armwire.BandwidthRule `json:"bandwidth"`
 }
 
 func (a *app) policyCommand() *cobra.Command {
@@ -30,39 +41,20 @@ func (a *app) policyCommand() *cobra.Command {
 		var views []policyView
 		for _, p := range all {
 			d := p.Properties.ProviderSpecificDetails
-			views = append(views, policyView{p.Name, int64(d.ReplicationInterval), d.RetentionSeconds, d.AppFrequencySeconds})
+			v := policyView{Name: p.Name, CopyFrequencySecs: int64(d.ReplicationInterval), RetentionSeconds: d.RetentionSeconds, AppFrequencySeconds: d.AppFrequencySeconds,
+				HourlySeconds: d.RetainHourlySeconds, DailySeconds: d.RetainDailySeconds, ResyncMode: d.ResyncMode, ResyncWindow: d.ResyncWindow, ResyncThreshold: d.ResyncThreshold,
+				InitialMode: d.InitialMode, InitialWindow: d.InitialWindow, InitialStart: startText(d.OnlineReplicationStartTime), InitialPriority: d.InitialPriority, Compression: d.Compression, Bandwidth: d.Bandwidth}
+			if v.Bandwidth == nil {
+				v.Bandwidth = []armwire.BandwidthRule{}
+			}
+			views = append(views, v)
 		}
 		return console.List(a.Console, views, "There are no policies. Create one with 'holdfast policy create NAME'.",
 			console.Wide("POLICY", func(p policyView) string { return p.Name }),
 			console.Col("EVERY", func(p policyView) string { return console.Short(console.Seconds(p.CopyFrequencySecs)) }),
-			console.Col("KEPT FOR", func(p policyView) string { return orNone(p.RetentionSeconds, "latest only") }),
-			console.Col("APP-CONSISTENT EVERY", func(p policyView) string { return orNone(p.AppFrequencySeconds, "never") }))
+			console.Wide("KEPT FOR", keptText), console.Col("APP-CONSISTENT EVERY", func(p policyView) string { return orNone(p.AppFrequencySeconds, "never") }))
 	})})
-	var every, keep, app time.Duration
-	var createWait, deleteWait waitFlag
-	create := &cobra.Command{Use: "create NAME", Short: "Create a policy", Args: cobra.ExactArgs(1), RunE: a.withClient(func(ctx context.Context, c *armclient.Client, args []string) error {
-		if err := (dr.Policy{Name: args[0], CopyFrequency: every, Retention: keep, AppFrequency: app}).Validate(); err != nil {
-			return err
-		}
-		all, err := c.Policies(ctx)
-		if err != nil {
-			return err
-		}
-		for _, p := range all { // saving would change it
-			if strings.EqualFold(p.Name, args[0]) {
-				return dr.New(dr.KindConflict, dr.CodeAlreadyExists, "holdfast.policy", "there is a policy %q already", p.Name)
-			}
-		}
-		interval, kept, quiesced := int32(every/time.Second), int64(keep/time.Second), int64(app/time.Second)
-		op, err := c.SavePolicy(ctx, args[0], armwire.PolicySettings{ReplicationInterval: &interval, RetentionSeconds: &kept, AppFrequencySeconds: &quiesced})
-		if err != nil {
-			return err
-		}
-		return a.finish(ctx, c, op, createWait)
-	})}
-	create.Flags().DurationVar(&every, "every", 5*time.Minute, "how often changes are copied, from 5s to 24h")
-	create.Flags().DurationVar(&keep, "keep", 24*time.Hour, "how long recovery points are kept; 0 keeps only the latest")
-	create.Flags().DurationVar(&app, "app-every", 0, "how often a point is application-consistent; 0 is never")
+	var deleteWait waitFlag
 	remove := &cobra.Command{Use: "delete NAME", Short: "Delete a policy that nothing uses", Args: cobra.ExactArgs(1), RunE: a.withClient(func(ctx context.Context, c *armclient.Client, args []string) error {
 		all, err := c.Policies(ctx)
 		if err != nil {
@@ -81,8 +73,28 @@ func (a *app) policyCommand() *cobra.Command {
 		}
 		return a.finish(ctx, c, op, deleteWait)
 	})}
-	c.AddCommand(createWait.add(create), a.ConfirmFlag(deleteWait.add(remove)))
+	c.AddCommand(a.policyChanges()...)
+	c.AddCommand(a.ConfirmFlag(deleteWait.add(remove)))
 	return c
+}
+
+func startText(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+// keptText says how long points are kept, tier by tier.
+func keptText(p policyView) string {
+	text := orNone(p.RetentionSeconds, "latest only")
+	if p.HourlySeconds > 0 {
+		text += ", hourly " + console.Short(console.Seconds(p.HourlySeconds))
+	}
+	if p.DailySeconds > 0 {
+		text += ", daily " + console.Short(console.Seconds(p.DailySeconds))
+	}
+	return text
 }
 
 func orNone(n int64, none string) string {

@@ -1,6 +1,7 @@
 package vaulthost
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -14,13 +15,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"holdfast/cmd/holdfast/internal/console"
+	"holdfast/cmd/holdfast/internal/storage"
 	"holdfast/internal/agentapi"
 	"holdfast/internal/agentgate"
 	"holdfast/internal/armapi"
 	"holdfast/internal/authn"
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
-	"holdfast/internal/objstore/file"
+	"holdfast/internal/objstore"
 	"holdfast/internal/objstore/httpstore"
 	"holdfast/internal/portal"
 	"holdfast/internal/sqldb"
@@ -48,13 +50,14 @@ type vaultParts struct {
 	dir    string
 	cfg    *vaultConfig
 	db     *sqldb.DB
-	bucket *file.Bucket
-	signer *httpstore.Signer
+	bucket storage.Bucket
+	signer *httpstore.Signer // of read tickets, and of uploads where the store signs none itself
 	vault  *vault.Vault
 }
 
-// loadVault opens the vault of a data directory; it is not started.
-func loadVault(ctx context.Context, dir string, log *slog.Logger) (*vaultParts, error) {
+// loadVault opens the vault of a data directory; it is not started. given is
+// where its key is, if not where the configuration says.
+func (a *app) loadVault(ctx context.Context, dir string, given storage.KeyFlags, log *slog.Logger) (*vaultParts, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, console.Usage("--data: %v", err)
@@ -63,11 +66,45 @@ func loadVault(ctx context.Context, dir string, log *slog.Logger) (*vaultParts, 
 	if err != nil {
 		return nil, err
 	}
-	key, err := readKey(filepath.Join(dir, keyName))
+	key, err := a.loadKey(ctx, dir, cfg, given)
 	if err != nil {
-		return nil, &dr.Error{Kind: dr.KindOf(err), Code: dr.CodeOf(err), Op: "vault.open", Message: "the vault can't start without its private key", Err: err, Hint: errNoKey}
+		return nil, err
 	}
 	return openVault(ctx, dir, cfg, key, log)
+}
+
+// loadKey opens the private key of a vault that is to run.
+func (a *app) loadKey(ctx context.Context, dir string, cfg *vaultConfig, given storage.KeyFlags) (cut.VaultPrivateKey, error) {
+	from := given
+	if from.Source == "" {
+		from.Source = cfg.keySource(dir)
+	}
+	from.From = cmp.Or(from.From, cfg.PassphraseFrom)
+	key, err := from.Load(ctx, a.Console)
+	if err == nil || ctx.Err() != nil {
+		return key, err
+	}
+	hint := dr.HintOf(err)
+	switch {
+	case strings.HasPrefix(from.Source, "exec:"):
+		err = dr.New(dr.KindUnsupported, "", "vault.open", "a vault can't run with a key that another program keeps: its own secrets in the database and "+
+			"the signatures of its addresses are derived from the private key itself")
+		hint = "Let the program unwrap the text of the key to a credential of the service, and use credential:NAME. exec: works for 'recover', 'store' and 'vault key'."
+	case dr.KindOf(err) == dr.KindNotFound:
+		hint = "Copy the vault's private key back to " + from.Source + ", or say where it is with --key."
+	}
+	return key, &dr.Error{Kind: dr.KindOf(err), Code: dr.CodeOf(err), Op: "vault.open", Message: "the vault can't start without its private key", Err: err, Hint: hint}
+}
+
+// keySource is where the configuration says that the key is.
+func (c *vaultConfig) keySource(dir string) string {
+	switch {
+	case c.Key == "":
+		return filepath.Join(dir, keyName)
+	case strings.HasPrefix(c.Key, "credential:"), strings.HasPrefix(c.Key, "exec:"), filepath.IsAbs(c.Key):
+		return c.Key
+	}
+	return filepath.Join(dir, c.Key)
 }
 
 func openVault(ctx context.Context, dir string, cfg *vaultConfig, key cut.VaultPrivateKey, log *slog.Logger) (_ *vaultParts, err error) {
@@ -77,12 +114,15 @@ func openVault(ctx context.Context, dir string, cfg *vaultConfig, key cut.VaultP
 			err = errors.Join(err, p.Close())
 		}
 	}()
-	if p.bucket, err = file.Open(ctx, file.Config{Dir: cfg.path(dir, cfg.Store)}); err != nil {
-		return nil, notAStore(err, "See whether the disk that holds the store is mounted; its place is in "+configName+".")
+	at, err := cfg.store(dir)
+	if err != nil {
+		return nil, err
 	}
-	if p.db, err = sqldb.Open(ctx, sqldb.Config{URL: cfg.path(dir, cfg.Database), Log: log}); err != nil {
-		return nil, dr.Errorf(dr.KindUnavailable, "vault.open", "open the database: %w", err).
-			WithHint("See whether another process (a running vault) uses it, or its server is down.")
+	if p.bucket, err = at.Open(ctx, storage.Write); err != nil {
+		return nil, &dr.Error{Kind: dr.KindOf(err), Code: dr.CodeOf(err), Op: "vault.open", Message: err.Error(), Hint: dr.HintOf(err) + " The address is in " + configName + "."}
+	}
+	if p.db, err = openDatabase(ctx, dir, cfg, log); err != nil {
+		return nil, err
 	}
 	text, err := key.Text()
 	if err != nil {
@@ -99,9 +139,22 @@ func openVault(ctx context.Context, dir string, cfg *vaultConfig, key cut.VaultP
 	if host, _, err := net.SplitHostPort(cfg.Listen); err == nil && host != "" && !net.ParseIP(host).IsUnspecified() {
 		hosts = append(hosts, host)
 	}
-	p.vault, err = vault.New(vault.Config{DB: p.db, Bucket: p.bucket, Signer: p.signer, Tickets: p.signer, VaultKey: key, Identity: cfg.identity(), PublicURL: cfg.PublicURL,
+	uploads, ok := p.bucket.(objstore.Signer) // hosts send to the store itself
+	if !ok {
+		uploads = p.signer // hosts send to this vault
+	}
+	p.vault, err = vault.New(vault.Config{DB: p.db, Bucket: p.bucket, Signer: uploads, Tickets: p.signer, VaultKey: key, Identity: cfg.identity(), PublicURL: cfg.PublicURL,
 		Hosts: hosts, Log: log, Version: console.Version()})
 	return p, err
+}
+
+func openDatabase(ctx context.Context, dir string, cfg *vaultConfig, log *slog.Logger) (*sqldb.DB, error) {
+	db, err := sqldb.Open(ctx, sqldb.Config{URL: cfg.path(dir, cfg.Database), Log: log})
+	if err != nil {
+		return nil, dr.Errorf(dr.KindUnavailable, "vault.open", "open the database: %w", err).
+			WithHint("See whether another process (a running vault) uses it, or its server is down.")
+	}
+	return db, nil
 }
 
 // Close ends the vault and closes what it stands on. Idempotent.
@@ -125,6 +178,7 @@ func closeIf(open bool, c io.Closer) error {
 
 func (a *app) vaultServeCommand() *cobra.Command {
 	var data string
+	var key storage.KeyFlags
 	var logs console.LogFlags
 	c := &cobra.Command{
 		Use: "serve --data DIR", Short: "Run the vault until SIGTERM or Ctrl-C", Args: cobra.NoArgs,
@@ -135,17 +189,18 @@ func (a *app) vaultServeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.vaultServe(c.Context(), data, log)
+			return a.vaultServe(c.Context(), data, key, log)
 		},
 	}
 	c.Flags().StringVar(&data, "data", "", "data directory of the vault")
+	key.Add(c, "the vault's private key, instead of what config.json says")
 	logs.Add(c)
 	console.Required(c, "data")
 	return c
 }
 
-func (a *app) vaultServe(ctx context.Context, data string, log *slog.Logger) (err error) {
-	p, err := loadVault(ctx, data, log)
+func (a *app) vaultServe(ctx context.Context, data string, key storage.KeyFlags, log *slog.Logger) (err error) {
+	p, err := a.loadVault(ctx, data, key, log)
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,6 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/big"
 	"net"
@@ -26,10 +25,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"holdfast/cmd/holdfast/internal/console"
+	"holdfast/cmd/holdfast/internal/keytool"
 	"holdfast/cmd/holdfast/internal/operate"
+	"holdfast/cmd/holdfast/internal/storage"
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
-	"holdfast/internal/objstore/file"
+	"holdfast/internal/keyfile"
 	"holdfast/internal/store"
 	"holdfast/internal/vault"
 	"holdfast/internal/vault/access"
@@ -39,9 +40,6 @@ type app struct{ *console.Console }
 
 // VaultCommand is 'holdfast vault'.
 func VaultCommand(c *console.Console) *cobra.Command { return (&app{c}).vaultCommand() }
-
-// StoreCommand is 'holdfast store'.
-func StoreCommand(c *console.Console) *cobra.Command { return (&app{c}).storeCommand() }
 
 // Files of the data directory.
 const (
@@ -62,25 +60,30 @@ type vaultConfig struct {
 	Name           string `json:"name"`
 	Listen         string `json:"listen"`
 	PublicURL      string `json:"publicUrl"` // as agents, people and clients reach the vault
-	Store          string `json:"store"`     // directory of the bucket
+	Store          string `json:"store"`     // address of the store: a directory, or a URL
 	Database       string `json:"database"`  // SQLite file, or postgres:// URL
 	SubscriptionID string `json:"subscriptionId"`
 	ResourceGroup  string `json:"resourceGroup"`
 	TenantID       string `json:"tenantId"`
 	Location       string `json:"location"`
 	ResourceID     int64  `json:"resourceId"`
+	Key            string `json:"key,omitempty"`            // where the private key is; empty = vault.key
+	PassphraseFrom string `json:"passphraseFrom,omitempty"` // of a sealed key
 }
 
 const configVersion = 1
 
 func (a *app) vaultCommand() *cobra.Command {
 	c := &cobra.Command{Use: "vault", Short: "Make and run a vault"}
-	c.AddCommand(a.vaultInitCommand(), a.vaultServeCommand(), a.vaultPasswordCommand())
+	c.AddCommand(a.vaultInitCommand(), a.vaultServeCommand(), a.vaultPasswordCommand(), keytool.Command(a.Console, keyVault()))
 	return c
 }
 
 // initOptions are the flags of vault init.
-type initOptions struct{ data, store, name, listen, publicURL, db, key string }
+type initOptions struct {
+	data, store, name, listen, publicURL, db string
+	key                                      storage.KeyFlags
+}
 
 func (a *app) vaultInitCommand() *cobra.Command {
 	var o initOptions
@@ -94,12 +97,12 @@ func (a *app) vaultInitCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&o.data, "data", "", "data directory to make")
-	f.StringVar(&o.store, "store", "", "directory of the store (default: in the data directory)")
+	f.StringVar(&o.store, "store", "", "store: "+storage.Forms+" (default: a directory in the data directory)")
 	f.StringVar(&o.name, "name", "vault1", "name of the vault")
 	f.StringVar(&o.listen, "listen", ":8443", "address to listen on")
 	f.StringVar(&o.publicURL, "public-url", "", "URL by which hosts and people reach the vault (default: this host's name)")
 	f.StringVar(&o.db, "db", "", "database: an SQLite file or postgres:// URL without password (default: in the data directory)")
-	f.StringVar(&o.key, "key", "", "file with the private key of an earlier vault, instead of a new one")
+	o.key.Add(c, "the private key of an earlier vault, instead of a new one")
 	console.Required(c, "data")
 	return c
 }
@@ -129,7 +132,7 @@ func (a *app) vaultInit(ctx context.Context, o initOptions) error {
 	if err := prepareData(dir); err != nil {
 		return err
 	}
-	key, err := initKey(ctx, dir, cfg.path(dir, cfg.Store), o.key)
+	key, err := a.initKey(ctx, dir, cfg, o.key)
 	if err != nil {
 		return err
 	}
@@ -141,19 +144,21 @@ func (a *app) vaultInit(ctx context.Context, o initOptions) error {
 	if err = errors.Join(err, p.Close()); err != nil {
 		return err
 	}
-	for _, f := range []struct {
-		name string
-		v    any
-	}{{operate.EndpointName, ep}, {configName, cfg}} { // the configuration last: with it the vault is made
-		raw, err := json.MarshalIndent(f.v, "", "  ")
-		if err == nil {
-			err = console.ReplaceFile(filepath.Join(dir, f.name), append(raw, '\n'), 0o600)
-		}
-		if err != nil {
-			return dr.Errorf(dr.KindUnavailable, "vault.init", "write %s: %w", f.name, err)
-		}
+	raw, err := json.MarshalIndent(ep, "", "  ")
+	if err == nil {
+		err = console.ReplaceFile(filepath.Join(dir, operate.EndpointName), append(raw, '\n'), 0o600)
 	}
-	m.Data, m.Store, m.KeyID = dir, cfg.path(dir, cfg.Store), key.KeyID().String()
+	if err != nil {
+		return dr.Errorf(dr.KindUnavailable, "vault.init", "write %s: %w", operate.EndpointName, err)
+	}
+	if err := saveConfig(dir, cfg); err != nil { // last: with it the vault is made
+		return err
+	}
+	at, err := cfg.store(dir)
+	if err != nil {
+		return err
+	}
+	m.Data, m.Store, m.KeyID = dir, at.String(), key.KeyID().String()
 	a.Say("The vault is made. The password is shown only now.\n")
 	err = a.Describe(m, console.F("portal", m.Portal), console.F("user", m.User), console.F("password", m.Password), console.F("endpoint file", m.EndpointFile),
 		console.F("private key", m.KeyFile), console.F("key id", m.KeyID), console.F("store", m.Store))
@@ -195,9 +200,11 @@ func newVaultConfig(o initOptions) (*vaultConfig, error) {
 	}
 	cfg.ResourceID = n.Int64()
 	if o.store != "" {
-		if cfg.Store, err = filepath.Abs(o.store); err != nil {
-			return nil, console.Usage("--store %s: %v", o.store, err)
+		at, err := storage.Parse(o.store, ".")
+		if err != nil {
+			return nil, err
 		}
+		cfg.Store = at.String()
 	}
 	if o.db != "" {
 		if cfg.Database = o.db; !strings.Contains(o.db, "://") {
@@ -221,6 +228,9 @@ func (c *vaultConfig) path(dir, p string) string {
 	}
 	return filepath.Join(dir, p)
 }
+
+// store is where the store is.
+func (c *vaultConfig) store(dir string) (storage.Address, error) { return storage.Parse(c.Store, dir) }
 
 func (c *vaultConfig) identity() vault.Identity {
 	return vault.Identity{Name: c.Name, SubscriptionID: c.SubscriptionID, ResourceGroup: c.ResourceGroup, TenantID: c.TenantID, Location: c.Location, ResourceID: c.ResourceID}
@@ -254,12 +264,16 @@ func prepareData(dir string) error {
 }
 
 // initKey makes the vault's key pair, or takes the one that the store belongs to.
-func initKey(ctx context.Context, dir, storeDir, keyFile string) (key cut.VaultPrivateKey, err error) {
+func (a *app) initKey(ctx context.Context, dir string, cfg *vaultConfig, earlier storage.KeyFlags) (key cut.VaultPrivateKey, err error) {
 	const op = "vault.init"
 	path := filepath.Join(dir, keyName)
-	bucket, err := file.Open(ctx, file.Config{Dir: storeDir, Create: true})
+	at, err := cfg.store(dir)
 	if err != nil {
-		return key, notAStore(err, "Choose a new or empty directory for the store, on a disk that is mounted.")
+		return key, err
+	}
+	bucket, err := at.Open(ctx, storage.Create)
+	if err != nil {
+		return key, err
 	}
 	defer console.Closing(&err, bucket.Close)
 	owner, err := store.New(store.Config{Bucket: bucket}).VaultInfo(ctx)
@@ -267,29 +281,32 @@ func initKey(ctx context.Context, dir, storeDir, keyFile string) (key cut.VaultP
 		return key, err
 	}
 	owned := err == nil
-	for _, from := range []string{path, keyFile} {
-		if from == "" {
-			continue
-		}
-		k, err := readKey(from)
-		if err != nil && (from == keyFile || !errors.Is(err, os.ErrNotExist)) {
+	if key, err = keyfile.Load(ctx, path, keyfile.Options{}); err != nil && dr.KindOf(err) != dr.KindNotFound {
+		return key, err
+	}
+	if earlier.Source != "" {
+		k, err := earlier.Load(ctx, a.Console)
+		if err != nil {
 			return key, err
 		}
-		if err == nil && !key.IsZero() && k.KeyID() != key.KeyID() {
-			return key, dr.New(dr.KindConflict, dr.CodeKeyMismatch, op, "%s and %s are different keys", path, keyFile)
+		if !key.IsZero() && k.KeyID() != key.KeyID() {
+			return key, dr.New(dr.KindConflict, dr.CodeKeyMismatch, op, "%s and %s are different keys", path, earlier.Source)
 		}
-		if err == nil {
-			key = k
-		}
+		key = k
 	}
 	if owned && (key.IsZero() || key.KeyID() != owner.KeyID) {
-		return key, dr.New(dr.KindConflict, dr.CodeKeyMismatch, op, "the store %s belongs to the vault %q with the key %s", storeDir, owner.Name, owner.KeyID).
-			WithHint("Give that vault's private key with --key, or choose another directory for the store.")
+		return key, dr.New(dr.KindConflict, dr.CodeKeyMismatch, op, "the store %s belongs to the vault %q with the key %s", at, owner.Name, owner.KeyID).
+			WithHint("Give that vault's private key with --key, or choose another place for the store.")
 	}
 	if key.IsZero() {
 		if key, err = cut.GenerateVaultKey(); err != nil {
 			return key, err
 		}
+	}
+	if earlier.Source != "" && !plainKey(earlier.Source) { // it is not to lie about in the clear
+		cfg.Key, err = keytool.Absolute(earlier.Source)
+		cfg.PassphraseFrom = earlier.From
+		return key, err
 	}
 	text, err := key.Text()
 	if err != nil {
@@ -303,17 +320,18 @@ func initKey(ctx context.Context, dir, storeDir, keyFile string) (key cut.VaultP
 	return key, nil
 }
 
-// readKey reads a private key file.
-func readKey(path string) (cut.VaultPrivateKey, error) {
-	raw, err := console.ReadSmall(path)
-	if err != nil {
-		return cut.VaultPrivateKey{}, console.ClassifyAs(err, "read the private key")
+// plainKey reports whether a key is a plain file.
+func plainKey(source string) bool {
+	if strings.HasPrefix(source, "credential:") {
+		return false
 	}
-	key, err := cut.ParseVaultPrivateKey(string(raw))
+	text, err := console.ReadSmall(source)
 	if err != nil {
-		return key, dr.New(dr.KindOf(err), dr.CodeOf(err), "holdfast", "%s is not a vault's private key: %w", path, err)
+		return false
 	}
-	return key, nil
+	defer clear(text)
+	_, err = keyfile.Inspect(text)
+	return err != nil
 }
 
 // firstAccess starts the vault for a moment, so that it makes its authority,
@@ -343,11 +361,12 @@ func firstAccess(ctx context.Context, p *vaultParts) (operate.Endpoint, made, er
 	ep := operate.Endpoint{URL: c.PublicURL, CAFile: ca, TenantID: c.TenantID, ClientID: b.ClientID, ClientSecret: b.ClientSecret, SubscriptionID: c.SubscriptionID,
 		ResourceGroup: c.ResourceGroup, VaultName: c.Name}
 	return ep, made{Portal: c.PublicURL + "/portal", User: b.User, Password: b.Password, EndpointFile: filepath.Join(p.dir, operate.EndpointName),
-		KeyFile: filepath.Join(p.dir, keyName), CAFile: ca}, nil
+		KeyFile: c.keySource(p.dir), CAFile: ca}, nil
 }
 
 func (a *app) vaultPasswordCommand() *cobra.Command {
 	var data, user string
+	var key storage.KeyFlags
 	c := &cobra.Command{
 		Use: "reset-password --data DIR", Short: "Give a portal user a new password, on the vault's machine", Args: cobra.NoArgs,
 		Long: "Give a portal user a new random password and end its sessions. A user that does not exist is\n" +
@@ -355,7 +374,7 @@ func (a *app) vaultPasswordCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) (err error) {
 			ctx, cancel := context.WithTimeout(c.Context(), 5*time.Minute)
 			defer cancel()
-			p, err := loadVault(ctx, data, slog.New(slog.DiscardHandler))
+			p, err := a.loadVault(ctx, data, key, slog.New(slog.DiscardHandler))
 			if err != nil {
 				return err
 			}
@@ -369,6 +388,7 @@ func (a *app) vaultPasswordCommand() *cobra.Command {
 	}
 	c.Flags().StringVar(&data, "data", "", "data directory of the vault")
 	c.Flags().StringVar(&user, "user", access.AdminName, "name of the user")
+	key.Add(c, "the vault's private key, instead of what config.json says")
 	console.Required(c, "data")
 	return c
 }
@@ -397,4 +417,14 @@ func loadConfig(dir string) (*vaultConfig, error) {
 	return &cfg, nil
 }
 
-var errNoKey = fmt.Sprintf("Copy the vault's private key back to %s in the data directory.", keyName)
+// saveConfig replaces config.json.
+func saveConfig(dir string, cfg *vaultConfig) error {
+	raw, err := json.MarshalIndent(cfg, "", "  ")
+	if err == nil {
+		err = console.ReplaceFile(filepath.Join(dir, configName), append(raw, '\n'), 0o600)
+	}
+	if err != nil {
+		return dr.Errorf(dr.KindUnavailable, "vault.config", "write %s: %w", configName, err)
+	}
+	return nil
+}
