@@ -125,7 +125,7 @@ func (b *build) takeOver(ctx context.Context, d cut.Disk) error {
 func (b *build) seal(config hypervisor.VMConfig, held time.Duration) (*spool.Entry, position, error) {
 	st, info := &b.st, &b.info
 	commit := &cut.Commit{
-		Prev: st.Tip.Ref, Base: st.Tip.Ref.IsZero(), Time: info.Time.UTC(), Consistency: info.Consistency, Note: info.Note,
+		Prev: st.Tip.Ref, Base: st.Tip.Ref.IsZero() || st.Tip.Scan != nil && st.Tip.Scan.Rebase, Time: info.Time.UTC(), Consistency: info.Consistency, Note: info.Note,
 		Resync: b.tiles > 0 || st.Tip.Scan != nil && !st.Tip.Scan.Exact, Group: b.group, Disks: b.after.Disks,
 		VM: cut.VMRecord{
 			Name: config.VM.Name, UUID: string(config.VM.ID), Generation: config.VM.Generation, CPUs: config.VM.CPUs, MemoryMB: config.VM.MemoryMB, Config: config.Native,
@@ -143,6 +143,7 @@ func (b *build) seal(config hypervisor.VMConfig, held time.Duration) (*spool.Ent
 		commit.Stats.DirtyBytes += b.log.Data(d.Index)
 	}
 	if sc := b.after.Scan; sc != nil {
+		sc.Rebase = false
 		if left, _ := sc.left(b.after.Disks); left == 0 {
 			b.after.Scan = nil
 		}

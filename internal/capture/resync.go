@@ -54,7 +54,7 @@ func (s *state) demand(code dr.Code, reason string, exact bool, disks []cut.Disk
 		old := sc
 		sc = &scan{Code: code, Reason: reason, Since: time.Now().UTC(), Exact: exact, Next: map[uint16]uint32{}}
 		if old != nil {
-			sc.Now, sc.Full, sc.At, sc.Next = old.Now, old.Full, old.At, old.Next
+			sc.Now, sc.Full, sc.Rebase, sc.At, sc.Next = old.Now, old.Full, old.Rebase, old.At, old.Next
 		}
 		s.Tip.Scan = sc
 	}
@@ -187,9 +187,10 @@ func (r *Replicator) follow(ctx context.Context, a Assignment) error {
 		} else if e, ok := dr.Lookup(code); ok {
 			reason = e.Title
 		}
-		s.demand(code, reason, true, s.Tip.Disks)
-		s.Tip.Scan.Now = s.Tip.Scan.Now || a.ResyncReason == ""
-		if s.Tip.Scan.Full = a.ResyncFull; a.ResyncFull || a.ResyncReason != "" {
+		s.demand(code, reason, !a.ResyncFull, s.Tip.Disks)
+		s.Tip.Scan.Now = s.Tip.Scan.Now || a.ResyncReason == "" || a.ResyncFull
+		s.Tip.Scan.Full, s.Tip.Scan.Rebase = a.ResyncFull, a.ResyncFull
+		if a.ResyncFull || a.ResyncReason != "" {
 			s.Tip.Scan.At = cut.Ref{}
 		}
 		return nil

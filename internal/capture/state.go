@@ -71,6 +71,9 @@ type scan struct {
 	Exact bool `json:"exact"`
 	Now   bool `json:"now,omitempty"`  // an operator wants it now, whatever the window
 	Full  bool `json:"full,omitempty"` // send everything
+	// Rebase: the next cut begins anew (cut.Commit.Base), so that nothing older is
+	// needed any more: the answer to a damaged history. It goes with Full and not Exact.
+	Rebase bool `json:"rebase,omitempty"`
 	// At is the cut whose digests tell what the chain has in tiles that are still
 	// to be compared and that the filter does not know; zero = to be chosen.
 	At   cut.Ref           `json:"at"`

@@ -57,7 +57,7 @@ func TestEngine(t *testing.T) {
 		}
 	}
 	t.Logf("%v", total)
-	for _, must := range []string{"agent killed", "answer lost", "put failed", "pass killed", "run", "deleted", "state lost", "tracking lost", "crash", "disk added", "disk removed", "disk grown", "disk replaced", "edited offline", "asked", "digests"} {
+	for _, must := range []string{"agent killed", "answer lost", "put failed", "pass killed", "run", "deleted", "state lost", "tracking lost", "crash", "disk added", "disk removed", "disk grown", "disk replaced", "edited offline", "asked", "everything again", "digests"} {
 		if total[must] == 0 && *engineSeed < 0 {
 			t.Errorf("the attack %q never happened", must)
 		}
@@ -200,6 +200,9 @@ func (w *world) attack() {
 	case 9:
 		w.asked++
 		w.saw["asked"]++
+		if w.full = w.rng.IntN(2) == 0; w.full {
+			w.saw["everything again"]++
+		}
 	case 10: // the local filters are lost
 		fatal(removeFilters(w.dir))
 		w.saw["filter lost"]++

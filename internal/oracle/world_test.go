@@ -46,14 +46,15 @@ type world struct {
 	saw     map[string]int
 
 	mu    sync.Mutex
-	flat  map[string]map[string][]byte // token → disk → content
+	flat  map[string]map[string][]byte   // token → disk → content
 	sums  map[string]map[string][32]byte // in place of flat, if not nil
 	fault func(name string) (before, after error)
 
 	run    *capture.Replicator
 	cancel context.CancelFunc
 	done   chan error
-	asked  int // resynchronizations asked for
+	asked  int  // resynchronizations asked for
+	full   bool // the last one sends everything again
 }
 
 func newWorld(t testing.TB, rng *rand.Rand, sizes ...int64) *world {
@@ -211,7 +212,7 @@ func (w *world) takeover(reason string) {
 func (w *world) assignment() capture.Assignment {
 	a := capture.Assignment{VM: w.vm.ID(), Disks: w.disks(), Gen: w.gen, Base: w.base, BaseDisks: w.known, CopyFrequency: time.Hour, VaultKey: w.priv.Public()}
 	if w.asked > 0 {
-		a.ResyncRequest = fmt.Sprint(w.asked)
+		a.ResyncRequest, a.ResyncFull = fmt.Sprint(w.asked), w.full
 	}
 	return a
 }
