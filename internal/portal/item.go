@@ -13,6 +13,7 @@ import (
 
 	"holdfast/internal/dr"
 	"holdfast/internal/portal/chart"
+	"holdfast/internal/portal/estate"
 	"holdfast/internal/portal/page"
 	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
@@ -223,7 +224,7 @@ type itemBody struct {
 	Tiers        bool // points are thinned out with age
 	Suspects     bool // some points look encrypted
 	Flags        bool // some points are named or held
-	Pages        pages
+	Pages        estate.Pages
 	replicationBody
 }
 
@@ -245,11 +246,11 @@ func (p itemPages) show(w http.ResponseWriter, r *page.Request) error {
 	if err != nil {
 		return err
 	}
-	e, err := p.estate(ctx)
+	e, err := estate.Load(ctx, p.V)
 	if err != nil {
 		return err
 	}
-	b := itemBody{Policy: e.policy[it.Policy], SourceHost: e.host[it.SourceAgent], RecoveryHost: e.host[it.RecoveryAgent], Range: r.URL.Query().Get("range"), Ask: r.URL.Query().Get("ask")}
+	b := itemBody{Policy: e.Policy[it.Policy], SourceHost: e.Host[it.SourceAgent], RecoveryHost: e.Host[it.RecoveryAgent], Range: r.URL.Query().Get("range"), Ask: r.URL.Query().Get("ask")}
 	if b.itemRow, err = p.row(ctx, e, it, nil); err != nil {
 		return err
 	}
@@ -289,19 +290,8 @@ func (p itemPages) show(w http.ResponseWriter, r *page.Request) error {
 	}
 	b.commands(r, ops)
 	return p.Render(w, r, "item", page.View{Title: it.VMName, Kind: "Protected item", Section: "items", Icon: "vms",
-		Crumbs: []page.Crumb{{Name: "Protected items", URL: "/portal/items"}}, URL: "/portal/items/" + string(it.ID) + query(r),
+		Crumbs: []page.Crumb{{Name: "Protected items", URL: "/portal/items"}}, URL: "/portal/items/" + string(it.ID) + estate.Query(r),
 		Topics: "item/" + string(it.ID) + " job", Body: b})
-}
-
-// query is the query of a GET, so that a live page stays where it is.
-func query(r *page.Request) string {
-	q := r.URL.Query()
-	q.Del("ask") // a dialog is asked for once
-	q.Del("point")
-	if r.Method != http.MethodGet || len(q) == 0 {
-		return ""
-	}
-	return "?" + q.Encode()
 }
 
 // history fills what comes from the recovery points.
@@ -340,7 +330,7 @@ func (p itemPages) history(r *page.Request, b *itemBody, points []vault.PointDet
 	b.ChurnChart = chart.Churn(plain, now.Add(-width), now)
 	b.RateChart = chart.Rates(plain, now.Add(-width), now)
 	b.Choices = points[:min(len(points), 25)]
-	b.Points, b.Pages = paged(r, points, 10)
+	b.Points, b.Pages = estate.Paged(r, points, 10)
 }
 
 // commands makes the command bar: what the state and the role allow is on.

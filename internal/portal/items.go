@@ -4,61 +4,16 @@ import (
 	"context"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/estate"
 	"holdfast/internal/portal/page"
 	"holdfast/internal/portal/words"
 )
 
 const drillEvery = 30 * 24 * time.Hour // a test failover is recommended monthly
-
-// estate is what many pages need to name things.
-type estate struct {
-	Fabrics  []dr.Fabric
-	Hosts    []dr.Provider
-	Policies []dr.Policy
-	Items    []dr.ProtectedItem
-	fabric   map[dr.FabricID]dr.Fabric
-	host     map[dr.AgentID]dr.Provider
-	policy   map[dr.PolicyID]dr.Policy
-}
-
-func (c *core) estate(ctx context.Context) (*estate, error) {
-	e := &estate{fabric: map[dr.FabricID]dr.Fabric{}, host: map[dr.AgentID]dr.Provider{}, policy: map[dr.PolicyID]dr.Policy{}}
-	var err error
-	if e.Fabrics, err = c.V.Fabrics(ctx); err != nil {
-		return nil, err
-	}
-	if e.Hosts, err = c.V.Providers(ctx, ""); err != nil {
-		return nil, err
-	}
-	if e.Policies, err = c.V.Policies(ctx); err != nil {
-		return nil, err
-	}
-	if e.Items, err = c.V.Items(ctx, ""); err != nil {
-		return nil, err
-	}
-	e.Hosts = slices.DeleteFunc(e.Hosts, func(p dr.Provider) bool { return p.Revoked })
-	slices.SortFunc(e.Fabrics, func(a, b dr.Fabric) int { return strings.Compare(a.Name, b.Name) })
-	slices.SortFunc(e.Policies, func(a, b dr.Policy) int { return strings.Compare(a.Name, b.Name) })
-	slices.SortFunc(e.Items, func(a, b dr.ProtectedItem) int {
-		return strings.Compare(strings.ToLower(a.VMName), strings.ToLower(b.VMName))
-	})
-	slices.SortFunc(e.Hosts, func(a, b dr.Provider) int { return strings.Compare(a.Host, b.Host) })
-	for _, f := range e.Fabrics {
-		e.fabric[f.ID] = f
-	}
-	for _, h := range e.Hosts {
-		e.host[h.ID] = h
-	}
-	for _, p := range e.Policies {
-		e.policy[p.ID] = p
-	}
-	return e, nil
-}
 
 // itemRow is a protected item as lists show it.
 type itemRow struct {
@@ -80,7 +35,7 @@ type itemRow struct {
 	ProgressNow bool // initial replication or resynchronization runs
 }
 
-func (c *core) row(ctx context.Context, e *estate, it dr.ProtectedItem, all map[dr.ItemID]dr.ReplicationStatus) (itemRow, error) {
+func (c *core) row(ctx context.Context, e *estate.Estate, it dr.ProtectedItem, all map[dr.ItemID]dr.ReplicationStatus) (itemRow, error) {
 	st, ok := all[it.ID]
 	if all == nil {
 		var err error
@@ -90,8 +45,8 @@ func (c *core) row(ctx context.Context, e *estate, it dr.ProtectedItem, all map[
 	} else if !ok {
 		st = dr.ReplicationStatus{}
 	}
-	p := e.policy[it.Policy]
-	r := itemRow{ProtectedItem: it, Status: st, State: stateOf(it, st), Site: e.fabric[it.Fabric], Recovery: e.fabric[it.RecoveryFabric], PolicyName: p.Name, Target: p.CopyFrequency}
+	p := e.Policy[it.Policy]
+	r := itemRow{ProtectedItem: it, Status: st, State: stateOf(it, st), Site: e.Fabric[it.Fabric], Recovery: e.Fabric[it.RecoveryFabric], PolicyName: p.Name, Target: p.CopyFrequency}
 	if it.Active == dr.AtPrimary && it.Protection == dr.Protected && !st.LastPoint.IsZero() {
 		r.Lag, r.HasLag = max(c.Now().Sub(st.LastPoint), 0), true
 		r.LagTone = lagTone(r.Lag, r.Target)
@@ -189,7 +144,7 @@ func nextOf(it dr.ProtectedItem, r itemRow) (text, dialog string, urgent bool) {
 }
 
 // rows makes the rows of items, asking for their status at once if the vault can.
-func (c *core) rows(ctx context.Context, e *estate, items []dr.ProtectedItem) ([]itemRow, error) {
+func (c *core) rows(ctx context.Context, e *estate.Estate, items []dr.ProtectedItem) ([]itemRow, error) {
 	var all map[dr.ItemID]dr.ReplicationStatus
 	if s, ok := c.V.(statuses); ok && len(items) > 1 {
 		var err error
@@ -213,41 +168,12 @@ type itemsBody struct {
 	Total, Shown        int
 	Query, Site, Health string
 	State               string
-	Estate              *estate
-	Pages               pages
-}
-
-const pageSize = 50
-
-// pages is where a long list stands.
-type pages struct {
-	Page, Last int
-	Prev, Next string // addresses; empty at the ends
-}
-
-// paged cuts a list and links its neighbours, keeping the other parameters.
-func paged[T any](r *page.Request, list []T, size int) ([]T, pages) {
-	q := r.URL.Query()
-	p := pages{Page: 1, Last: max((len(list)+size-1)/size, 1)}
-	if n, err := strconv.Atoi(q.Get("page")); err == nil {
-		p.Page = n
-	}
-	p.Page = min(max(p.Page, 1), p.Last)
-	link := func(n int) string {
-		q.Set("page", strconv.Itoa(n))
-		return r.URL.Path + "?" + q.Encode()
-	}
-	if p.Page > 1 {
-		p.Prev = link(p.Page - 1)
-	}
-	if p.Page < p.Last {
-		p.Next = link(p.Page + 1)
-	}
-	return list[(p.Page-1)*size : min(p.Page*size, len(list))], p
+	Estate              *estate.Estate
+	Pages               estate.Pages
 }
 
 func (p itemPages) list(w http.ResponseWriter, r *page.Request) error {
-	e, err := p.estate(r.Context())
+	e, err := estate.Load(r.Context(), p.V)
 	if err != nil {
 		return err
 	}
@@ -255,13 +181,13 @@ func (p itemPages) list(w http.ResponseWriter, r *page.Request) error {
 	b := itemsBody{Total: len(e.Items), Query: strings.TrimSpace(q.Get("q")), Site: q.Get("site"), Health: q.Get("health"), State: q.Get("state"), Estate: e}
 	match := slices.DeleteFunc(slices.Clone(e.Items), func(it dr.ProtectedItem) bool {
 		return b.Query != "" && !strings.Contains(strings.ToLower(it.VMName+" "+it.Name), strings.ToLower(b.Query)) ||
-			b.Site != "" && e.fabric[it.Fabric].Name != b.Site ||
+			b.Site != "" && e.Fabric[it.Fabric].Name != b.Site ||
 			b.Health != "" && string(it.Health) != b.Health ||
 			b.State == "failedover" && it.Active != dr.AtRecovery ||
 			b.State == "drill" && (it.Protection != dr.Protected || p.Now().Sub(it.LastTest) <= drillEvery)
 	})
 	b.Shown = len(match)
-	match, b.Pages = paged(r, match, pageSize)
+	match, b.Pages = estate.Paged(r, match, estate.PageSize)
 	if b.Rows, err = p.rows(r.Context(), e, match); err != nil {
 		return err
 	}

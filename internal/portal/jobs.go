@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/estate"
 	"holdfast/internal/portal/page"
 	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
@@ -24,7 +25,7 @@ type jobsBody struct {
 	States                []choice
 	Scenarios             []choice
 	Filtered              bool
-	Pages                 pages
+	Pages                 estate.Pages
 }
 
 type choice struct{ Value, Text string }
@@ -55,7 +56,7 @@ func (p jobPages) list(w http.ResponseWriter, r *page.Request) error {
 		b.ItemName = list[0].TargetName
 	}
 	b.Scenarios = scenarios(list, b.Scenario)
-	b.Rows, b.Pages = paged(r, list, pageSize)
+	b.Rows, b.Pages = estate.Paged(r, list, estate.PageSize)
 	for i, j := range b.Rows {
 		if j.State.Final() || i >= 20 {
 			continue

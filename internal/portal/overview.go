@@ -10,6 +10,7 @@ import (
 
 	"holdfast/internal/dr"
 	"holdfast/internal/portal/chart"
+	"holdfast/internal/portal/estate"
 	"holdfast/internal/portal/page"
 	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
@@ -59,7 +60,7 @@ const shownIssues = 6
 
 func (p overviewPages) show(w http.ResponseWriter, r *page.Request) error {
 	ctx := r.Context()
-	e, err := p.estate(ctx)
+	e, err := estate.Load(ctx, p.V)
 	if err != nil {
 		return err
 	}
@@ -78,7 +79,7 @@ func (p overviewPages) show(w http.ResponseWriter, r *page.Request) error {
 		b.Hosts++
 		if !p.V.Connected(h) {
 			b.HostsOff++
-			b.Issues = append(b.Issues, issue{Tone: "bad", Object: h.Host, URL: "/portal/sites/" + e.fabric[h.Fabric].Name, Since: h.LastSeen,
+			b.Issues = append(b.Issues, issue{Tone: "bad", Object: h.Host, URL: "/portal/sites/" + e.Fabric[h.Fabric].Name, Since: h.LastSeen,
 				Problem: &words.Problem{Title: "Host not connected", Message: "The agent of the host has not been heard of.",
 					Remedy: "Start the agent on the host; check the network from the host to the vault."}})
 		}
@@ -181,7 +182,7 @@ func (p overviewPages) jobs(ctx context.Context, b *overviewBody) error {
 }
 
 // todos are the steps from nothing to a recovery that is known to work.
-func (p overviewPages) todos(ctx context.Context, e *estate) ([]todo, error) {
+func (p overviewPages) todos(ctx context.Context, e *estate.Estate) ([]todo, error) {
 	var sources, targets bool
 	for _, h := range e.Hosts {
 		sources, targets = sources || h.HasRole(dr.RoleSource), targets || h.HasRole(dr.RoleRecovery)

@@ -21,7 +21,9 @@ import (
 	"net/http"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/group"
 	"holdfast/internal/portal/page"
+	"holdfast/internal/portal/policy"
 )
 
 // Vault is what the portal needs of the vault; *vault.Vault satisfies it.
@@ -53,8 +55,8 @@ func New(cfg Config) (http.Handler, error) {
 func (c *core) routes() *http.ServeMux {
 	mux := http.NewServeMux()
 	account, over, site, vm := page.Account{Core: c.Core}, overviewPages{c}, sitePages{c}, vmPages{c}
-	item, policy, jobs := itemPages{c}, policyPages{c}, jobPages{c}
-	group, store := groupPages{c}, storePages{c}
+	item, jobs, store := itemPages{c}, jobPages{c}, storePages{c}
+	policies, groups := policy.Pages{Core: c.Core}, group.Pages{Core: c.Core}
 	const read, operate, configure = dr.RoleReader, dr.RoleOperator, dr.RoleContributor
 
 	mux.Handle("GET /static/{name}", c.Static())
@@ -90,19 +92,19 @@ func (c *core) routes() *http.ServeMux {
 
 		"GET /portal/items/{id}/events": {read, item.events},
 
-		"GET /portal/groups":              {read, group.list},
-		"POST /portal/groups":             {configure, group.create},
-		"GET /portal/groups/{id}":         {read, group.show},
-		"POST /portal/groups/{id}":        {configure, group.save},
-		"POST /portal/groups/{id}/remove": {configure, group.remove},
+		"GET /portal/groups":              {read, groups.List},
+		"POST /portal/groups":             {configure, groups.Create},
+		"GET /portal/groups/{id}":         {read, groups.Show},
+		"POST /portal/groups/{id}":        {configure, groups.Save},
+		"POST /portal/groups/{id}/remove": {configure, groups.Remove},
 
 		"GET /portal/store": {read, store.show},
 
-		"GET /portal/policies":                {read, policy.list},
-		"POST /portal/policies":               {configure, policy.create},
-		"GET /portal/policies/{name}":         {read, policy.show},
-		"POST /portal/policies/{name}":        {configure, policy.save},
-		"POST /portal/policies/{name}/remove": {configure, policy.remove},
+		"GET /portal/policies":                {read, policies.List},
+		"POST /portal/policies":               {configure, policies.Create},
+		"GET /portal/policies/{name}":         {read, policies.Show},
+		"POST /portal/policies/{name}":        {configure, policies.Save},
+		"POST /portal/policies/{name}/remove": {configure, policies.Remove},
 
 		"GET /portal/jobs":                     {read, jobs.list},
 		"GET /portal/jobs/{id}":                {read, jobs.show},

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/estate"
 	"holdfast/internal/portal/page"
 	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
@@ -182,7 +183,7 @@ func changeDisks(ctx context.Context, v Vault, it dr.ProtectedItem, form func(st
 type eventsBody struct {
 	Item   dr.ProtectedItem
 	Events []vaultdb.Event
-	Pages  pages
+	Pages  estate.Pages
 }
 
 // events is the history of one item.
@@ -196,7 +197,7 @@ func (p itemPages) events(w http.ResponseWriter, r *page.Request) error {
 		return err
 	}
 	b := eventsBody{Item: it}
-	b.Events, b.Pages = paged(r, list, pageSize)
+	b.Events, b.Pages = estate.Paged(r, list, estate.PageSize)
 	u := "/portal/items/" + url.PathEscape(string(it.ID))
 	return p.Render(w, r, "events", page.View{Title: "Event history", Kind: it.VMName, Section: "items", Icon: "history",
 		Crumbs: []page.Crumb{{Name: "Protected items", URL: "/portal/items"}, {Name: it.VMName, URL: u}}, Topics: "item/" + string(it.ID) + " event", Body: b})

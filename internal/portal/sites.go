@@ -11,6 +11,7 @@ import (
 
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/estate"
 	"holdfast/internal/portal/page"
 	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
@@ -47,7 +48,7 @@ type sitesBody struct {
 }
 
 func (p sitePages) list(w http.ResponseWriter, r *page.Request) error {
-	e, err := p.estate(r.Context())
+	e, err := estate.Load(r.Context(), p.V)
 	if err != nil {
 		return err
 	}
@@ -62,10 +63,10 @@ func (p sitePages) list(w http.ResponseWriter, r *page.Request) error {
 		}
 		b.Rows = append(b.Rows, row)
 	}
-	return p.Render(w, r, "sites", page.View{Title: "Sites", Kind: "Infrastructure", Section: "sites", Icon: "sites", URL: "/portal/sites" + query(r), Topics: "site", Body: b})
+	return p.Render(w, r, "sites", page.View{Title: "Sites", Kind: "Infrastructure", Section: "sites", Icon: "sites", URL: "/portal/sites" + estate.Query(r), Topics: "site", Body: b})
 }
 
-func (p sitePages) siteRow(r *page.Request, e *estate, f dr.Fabric) (siteRow, error) {
+func (p sitePages) siteRow(r *page.Request, e *estate.Estate, f dr.Fabric) (siteRow, error) {
 	row := siteRow{Fabric: f}
 	for _, h := range e.Hosts {
 		if h.Fabric != f.ID {
@@ -134,7 +135,7 @@ func (p sitePages) show(w http.ResponseWriter, r *page.Request) error {
 	if err != nil {
 		return err
 	}
-	e, err := p.estate(ctx)
+	e, err := estate.Load(ctx, p.V)
 	if err != nil {
 		return err
 	}
@@ -179,7 +180,7 @@ func (p sitePages) show(w http.ResponseWriter, r *page.Request) error {
 		b.Commands = append(b.Commands, registerCommand{string(role), text, p.Cfg.RegisterCommand(b.KeyFile, role)})
 	}
 	return p.Render(w, r, "site", page.View{Title: f.Name, Kind: typeName(f.Type), Section: "sites", Icon: "sites", Crumbs: []page.Crumb{{Name: "Sites", URL: "/portal/sites"}},
-		URL: "/portal/sites/" + url.PathEscape(f.Name) + query(r), Topics: "site", Body: b})
+		URL: "/portal/sites/" + url.PathEscape(f.Name) + estate.Query(r), Topics: "site", Body: b})
 }
 
 func (p sitePages) keyRow(k vault.RegistrationKey) keyRow {

@@ -4,6 +4,7 @@ import (
 	"net/http"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/estate"
 	"holdfast/internal/portal/page"
 	"holdfast/internal/vault"
 )
@@ -22,11 +23,11 @@ type storeBody struct {
 	Bytes, Stored            int64
 	Damaged, Failing         int // items
 	Unscrubbed               int
-	Pages                    pages
+	Pages                    estate.Pages
 }
 
 func (p storePages) show(w http.ResponseWriter, r *page.Request) error {
-	e, err := p.estate(r.Context())
+	e, err := estate.Load(r.Context(), p.V)
 	if err != nil {
 		return err
 	}
@@ -52,6 +53,6 @@ func (p storePages) show(w http.ResponseWriter, r *page.Request) error {
 			b.Unscrubbed++
 		}
 	}
-	b.Rows, b.Pages = paged(r, rows, pageSize)
+	b.Rows, b.Pages = estate.Paged(r, rows, estate.PageSize)
 	return p.Render(w, r, "store", page.View{Title: "Store", Kind: "Replicas, maintenance and scrubs", Section: "store", Icon: "store", Topics: "item", Body: b})
 }

@@ -9,7 +9,9 @@ import (
 	"strings"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/estate"
 	"holdfast/internal/portal/page"
+	"holdfast/internal/portal/policy"
 	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
 )
@@ -41,8 +43,8 @@ func (v vmRow) Size() (n int64) {
 
 // readiness looks for what the discovery already shows; the prerequisites
 // check of the job looks again on the host.
-func (c *core) readiness(vm dr.VM, e *estate) vmRow {
-	r := vmRow{VM: vm, Site: e.fabric[vm.Fabric], Host: e.host[vm.Agent]}
+func (c *core) readiness(vm dr.VM, e *estate.Estate) vmRow {
+	r := vmRow{VM: vm, Site: e.Fabric[vm.Fabric], Host: e.Host[vm.Agent]}
 	for _, it := range e.Items {
 		if it.Fabric == vm.Fabric && it.VM == vm.ID && it.Protection != dr.EnableFailed {
 			r.Item = it.ID
@@ -101,12 +103,12 @@ type vmsBody struct {
 	Total       int
 	Query, Site string
 	All         bool
-	Estate      *estate
-	Pages       pages
+	Estate      *estate.Estate
+	Pages       estate.Pages
 }
 
 func (p vmPages) list(w http.ResponseWriter, r *page.Request) error {
-	e, err := p.estate(r.Context())
+	e, err := estate.Load(r.Context(), p.V)
 	if err != nil {
 		return err
 	}
@@ -129,7 +131,7 @@ func (p vmPages) list(w http.ResponseWriter, r *page.Request) error {
 		}
 	}
 	slices.SortStableFunc(b.Rows, func(x, y vmRow) int { return cmp.Compare(strings.ToLower(x.Name), strings.ToLower(y.Name)) })
-	b.Rows, b.Pages = paged(r, b.Rows, pageSize)
+	b.Rows, b.Pages = estate.Paged(r, b.Rows, estate.PageSize)
 	return p.Render(w, r, "vms", page.View{Title: "Replicable VMs", Kind: "Discovered on registered hosts", Section: "vms", Icon: "vms", Topics: "site item", Body: b})
 }
 
@@ -141,7 +143,7 @@ type enableForm struct {
 	Policy   string
 	Target   string // fabric name; empty = found by the vault
 	Disks    map[string]bool
-	New      policyForm // of a new policy
+	New      policy.Form // of a new policy
 	RecName  string
 	Networks []string
 	Network  string
@@ -150,8 +152,8 @@ type enableForm struct {
 // newPolicy is the choice that makes a policy on the way.
 const newPolicy = "+new"
 
-func (p vmPages) prepare(r *page.Request) (*estate, enableForm, error) {
-	e, err := p.estate(r.Context())
+func (p vmPages) prepare(r *page.Request) (*estate.Estate, enableForm, error) {
+	e, err := estate.Load(r.Context(), p.V)
 	if err != nil {
 		return nil, enableForm{}, err
 	}
@@ -163,7 +165,7 @@ func (p vmPages) prepare(r *page.Request) (*estate, enableForm, error) {
 	if err != nil {
 		return nil, enableForm{}, err
 	}
-	b := enableForm{vmRow: p.readiness(vm, e), Policies: e.Policies, Disks: map[string]bool{}, New: defaultPolicy()}
+	b := enableForm{vmRow: p.readiness(vm, e), Policies: e.Policies, Disks: map[string]bool{}, New: policy.Default()}
 	for _, t := range e.Fabrics {
 		if slices.ContainsFunc(e.Hosts, func(h dr.Provider) bool {
 			return h.Fabric == t.ID && h.HasRole(dr.RoleRecovery) && h.ID != vm.Agent
@@ -193,7 +195,7 @@ func (p vmPages) form(w http.ResponseWriter, r *page.Request) error {
 	}
 	if r.Problem != nil { // keep what was entered
 		b.Policy, b.Target, b.RecName, b.Network = r.PostForm.Get("policy"), r.PostForm.Get("target"), r.PostForm.Get("name"), r.PostForm.Get("network")
-		b.New = policyFormOf(r.PostForm.Get)
+		b.New = policy.FormOf(r.PostForm.Get)
 		for id := range b.Disks {
 			b.Disks[id] = slices.Contains(r.PostForm["disk"], id)
 		}
@@ -231,7 +233,7 @@ func (p vmPages) enableVM(r *page.Request) (dr.JobID, error) {
 	}
 	name := r.PostForm.Get("policy")
 	if name == newPolicy {
-		pol, err := policyFormOf(r.PostForm.Get).policy(dr.Policy{})
+		pol, err := policy.FormOf(r.PostForm.Get).Policy(dr.Policy{})
 		if err != nil {
 			return "", err
 		}
@@ -261,7 +263,7 @@ func (p vmPages) enableVM(r *page.Request) (dr.JobID, error) {
 }
 
 // mapTo makes sure that the policy lets the site's VMs recover at target.
-func (p vmPages) mapTo(r *page.Request, e *estate, site dr.Fabric, pol dr.Policy, target dr.Fabric) error {
+func (p vmPages) mapTo(r *page.Request, e *estate.Estate, site dr.Fabric, pol dr.Policy, target dr.Fabric) error {
 	maps, err := p.V.Mappings(r.Context(), site.ID)
 	if err != nil {
 		return err
@@ -272,7 +274,7 @@ func (p vmPages) mapTo(r *page.Request, e *estate, site dr.Fabric, pol dr.Policy
 		case m.TargetFabric == target.ID:
 			return nil
 		default:
-			return dr.Errorf(dr.KindConflict, "portal.enable", "by policy %q the VMs of site %q recover at site %q", pol.Name, site.Name, e.fabric[m.TargetFabric].Name).
+			return dr.Errorf(dr.KindConflict, "portal.enable", "by policy %q the VMs of site %q recover at site %q", pol.Name, site.Name, e.Fabric[m.TargetFabric].Name).
 				WithHint("Choose that site, or another policy.")
 		}
 	}

@@ -34,7 +34,7 @@ func Bytes(n int64) string {
 	return ""
 }
 
-// span is a duration for people, by its two largest units: 45 s, 3 min 20 s, 2 d 4 h.
+// Span is a duration for people, by its two largest units: 45 s, 3 min 20 s, 2 d 4 h.
 func Span(d time.Duration) string {
 	if d < 0 {
 		d = 0
@@ -97,7 +97,7 @@ func Relative(t, now time.Time) string {
 // Absolute is the layout of absolute times, which are UTC everywhere.
 const Absolute = "2006-01-02 15:04:05 UTC"
 
-// when shows a time relative to now, with the absolute time beside it.
+// When shows a time relative to now, with the absolute time beside it.
 func When(t, now time.Time) template.HTML {
 	if t.IsZero() {
 		return `<span class="none">–</span>`
@@ -108,7 +108,7 @@ func When(t, now time.Time) template.HTML {
 		` <span class="abs">` + u.Format("2006-01-02 15:04") + `</span></time>`)
 }
 
-// clock is the absolute time alone.
+// Clock is the absolute time alone.
 func Clock(t time.Time) string {
 	if t.IsZero() {
 		return "–"
@@ -141,7 +141,7 @@ func ShellQuote(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// bytesOf is bytesText of a number in a text; any other text stays as it is.
+// BytesOf is bytesText of a number in a text; any other text stays as it is.
 func BytesOf(s string) string {
 	if n, err := strconv.ParseInt(s, 10, 64); err == nil {
 		return Bytes(n)

@@ -19,7 +19,7 @@ var problemTitles = map[dr.Kind]string{
 	dr.KindUnsupported: "Not supported", dr.KindUnavailable: "The vault could not be asked", dr.KindExhausted: "Out of space or throttled", dr.KindCorrupt: "Damaged data", dr.KindCanceled: "Cancelled",
 }
 
-// problemOf explains an error by the catalogue.
+// ProblemOf explains an error by the catalogue.
 func ProblemOf(err error) *Problem {
 	p := &Problem{Title: problemTitles[dr.KindOf(err)], Message: Sentence(err.Error()), Remedy: Advice(dr.HintOf(err)), Code: dr.CodeOf(err)}
 	if e, ok := dr.Lookup(p.Code); ok {
@@ -31,7 +31,7 @@ func ProblemOf(err error) *Problem {
 	return p
 }
 
-// explain makes a problem of an error that was stored.
+// Explain makes a problem of an error that was stored.
 func Explain(code dr.Code, message, cause, remedy string) *Problem {
 	p := &Problem{Title: "Error", Message: Sentence(message), Cause: cause, Remedy: Advice(remedy), Code: code}
 	e, ok := dr.Lookup(code)
@@ -48,7 +48,7 @@ func Explain(code dr.Code, message, cause, remedy string) *Problem {
 	return p
 }
 
-// statusOf is the status of a page that shows an error.
+// StatusOf is the status of a page that shows an error.
 func StatusOf(err error) int {
 	switch dr.KindOf(err) {
 	case dr.KindInvalid:
@@ -69,7 +69,7 @@ func StatusOf(err error) int {
 	return http.StatusInternalServerError
 }
 
-// sentence ends a text as a sentence. It begins as it was: the first word may
+// Sentence ends a text as a sentence. It begins as it was: the first word may
 // be the name of a VM.
 func Sentence(s string) string {
 	s = strings.TrimSpace(s)
@@ -79,7 +79,7 @@ func Sentence(s string) string {
 	return s
 }
 
-// advice is a hint as a sentence; hints begin with what to do.
+// Advice is a hint as a sentence; hints begin with what to do.
 func Advice(s string) string {
 	if s = Sentence(s); s != "" && s[0] >= 'a' && s[0] <= 'z' {
 		s = string(s[0]-'a'+'A') + s[1:]

@@ -63,7 +63,7 @@ func Job(s dr.JobState) Pill {
 	return Pill{tone, ToneIcon(tone), text}
 }
 
-// jobPercentOf is jobPercent for a job or a pointer to one.
+// JobPercentOf is jobPercent for a job or a pointer to one.
 func JobPercentOf(j any) float64 {
 	switch j := j.(type) {
 	case dr.Job:
@@ -111,7 +111,7 @@ func Consistency(c dr.Consistency) string {
 	return "Crash-consistent"
 }
 
-// jobPercent is a job's progress by its tasks; skipped ones count as done.
+// JobPercent is a job's progress by its tasks; skipped ones count as done.
 func JobPercent(j dr.Job) float64 {
 	if j.State == dr.JobSucceeded {
 		return 100

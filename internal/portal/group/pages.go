@@ -1,4 +1,6 @@
-package portal
+// Package group is the portal's pages of consistency groups: who is in them, and
+// the instants that their members have in common.
+package group
 
 import (
 	"context"
@@ -7,12 +9,13 @@ import (
 	"strings"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/estate"
 	"holdfast/internal/portal/page"
 	"holdfast/internal/vault"
 )
 
-// groupPages are the consistency groups.
-type groupPages struct{ *core }
+// Pages are the consistency groups.
+type Pages struct{ *page.Core }
 
 type groupRow struct {
 	dr.ConsistencyGroup
@@ -41,14 +44,14 @@ type groupBody struct {
 	Points     []vault.GroupPoint
 	Complete   int
 	Ask        string
-	Pages      pages
+	Pages      estate.Pages
 	names      map[dr.ItemID]string
 }
 
 // VM is the name of a member's VM.
 func (b groupBody) VM(id dr.ItemID) string { return b.names[id] }
 
-func (p groupPages) rows(ctx context.Context, e *estate) ([]groupRow, error) {
+func (p Pages) rows(ctx context.Context, e *estate.Estate) ([]groupRow, error) {
 	gs, err := p.V.Groups(ctx)
 	if err != nil {
 		return nil, err
@@ -58,7 +61,7 @@ func (p groupPages) rows(ctx context.Context, e *estate) ([]groupRow, error) {
 		out[i].ConsistencyGroup = g
 		for _, it := range e.Items {
 			if slices.Contains(g.Items, it.ID) {
-				out[i].Members, out[i].Host = append(out[i].Members, it), e.host[it.SourceAgent].Host
+				out[i].Members, out[i].Host = append(out[i].Members, it), e.Host[it.SourceAgent].Host
 			}
 		}
 		points, err := p.V.GroupPoints(ctx, g.ID)
@@ -73,10 +76,10 @@ func (p groupPages) rows(ctx context.Context, e *estate) ([]groupRow, error) {
 }
 
 // candidates are the items that can be members of group g, "" = of a new one.
-func candidates(e *estate, rows []groupRow, g dr.GroupID) []candidate {
+func candidates(e *estate.Estate, rows []groupRow, g dr.GroupID) []candidate {
 	var out []candidate
 	for _, it := range e.Items {
-		c := candidate{ProtectedItem: it, Host: e.host[it.SourceAgent].Host}
+		c := candidate{ProtectedItem: it, Host: e.Host[it.SourceAgent].Host}
 		for _, r := range rows {
 			switch {
 			case !slices.Contains(r.Items, it.ID):
@@ -91,8 +94,9 @@ func candidates(e *estate, rows []groupRow, g dr.GroupID) []candidate {
 	return out
 }
 
-func (p groupPages) list(w http.ResponseWriter, r *page.Request) error {
-	e, err := p.estate(r.Context())
+// List shows all of them.
+func (p Pages) List(w http.ResponseWriter, r *page.Request) error {
+	e, err := estate.Load(r.Context(), p.V)
 	if err != nil {
 		return err
 	}
@@ -105,7 +109,7 @@ func (p groupPages) list(w http.ResponseWriter, r *page.Request) error {
 	}
 	b.Candidates = candidates(e, b.Rows, "")
 	return p.Render(w, r, "groups", page.View{Title: "Consistency groups", Kind: "VMs that recover to one common instant", Section: "groups", Icon: "groups",
-		URL: "/portal/groups" + query(r), Topics: "item", Body: b})
+		URL: "/portal/groups" + estate.Query(r), Topics: "item", Body: b})
 }
 
 func chosen(r *page.Request) []dr.ItemID {
@@ -116,19 +120,21 @@ func chosen(r *page.Request) []dr.ItemID {
 	return out
 }
 
-func (p groupPages) create(w http.ResponseWriter, r *page.Request) error {
+// Create makes one from a form.
+func (p Pages) Create(w http.ResponseWriter, r *page.Request) error {
 	if err := r.ParseForm(); err != nil {
 		return dr.Errorf(dr.KindInvalid, "portal", "the form could not be read")
 	}
 	g, err := p.V.CreateGroup(r.Context(), strings.TrimSpace(r.PostForm.Get("groupName")), chosen(r), r.Who.Name)
 	if err != nil {
-		return p.Again(w, r, err, p.list)
+		return p.Again(w, r, err, p.List)
 	}
 	return p.Done(w, r, "/portal/groups/"+string(g.ID), "")
 }
 
-func (p groupPages) show(w http.ResponseWriter, r *page.Request) error {
-	e, err := p.estate(r.Context())
+// Show is the page of one.
+func (p Pages) Show(w http.ResponseWriter, r *page.Request) error {
+	e, err := estate.Load(r.Context(), p.V)
 	if err != nil {
 		return err
 	}
@@ -154,25 +160,27 @@ func (p groupPages) show(w http.ResponseWriter, r *page.Request) error {
 			b.Complete++
 		}
 	}
-	b.Points, b.Pages = paged(r, points, 20)
+	b.Points, b.Pages = estate.Paged(r, points, 20)
 	return p.Render(w, r, "group", page.View{Title: b.Name, Kind: "Consistency group", Section: "groups", Icon: "groups",
-		Crumbs: []page.Crumb{{Name: "Consistency groups", URL: "/portal/groups"}}, URL: "/portal/groups/" + string(id) + query(r), Topics: "item", Body: b})
+		Crumbs: []page.Crumb{{Name: "Consistency groups", URL: "/portal/groups"}}, URL: "/portal/groups/" + string(id) + estate.Query(r), Topics: "item", Body: b})
 }
 
-func (p groupPages) save(w http.ResponseWriter, r *page.Request) error {
+// Save changes one by a form.
+func (p Pages) Save(w http.ResponseWriter, r *page.Request) error {
 	if err := r.ParseForm(); err != nil {
 		return dr.Errorf(dr.KindInvalid, "portal", "the form could not be read")
 	}
 	id := dr.GroupID(r.PathValue("id"))
 	if err := p.V.SetGroupMembers(r.Context(), id, chosen(r), r.Who.Name); err != nil {
-		return p.Again(w, r, err, p.show)
+		return p.Again(w, r, err, p.Show)
 	}
 	return p.Done(w, r, "/portal/groups/"+string(id), "")
 }
 
-func (p groupPages) remove(w http.ResponseWriter, r *page.Request) error {
+// Remove removes one.
+func (p Pages) Remove(w http.ResponseWriter, r *page.Request) error {
 	if err := p.V.DeleteGroup(r.Context(), dr.GroupID(r.PathValue("id")), r.Who.Name); err != nil {
-		return p.Again(w, r, err, p.show)
+		return p.Again(w, r, err, p.Show)
 	}
 	return p.Done(w, r, "/portal/groups", "")
 }

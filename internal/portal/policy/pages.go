@@ -1,4 +1,6 @@
-package portal
+// Package policy is the portal's pages of replication policies, and the form in
+// which people enter one. What a form does not show stays as it is.
+package policy
 
 import (
 	"net/http"
@@ -6,11 +8,12 @@ import (
 	"slices"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/portal/estate"
 	"holdfast/internal/portal/page"
 )
 
-// policyPages are the replication policies.
-type policyPages struct{ *core }
+// Pages are the replication policies.
+type Pages struct{ *page.Core }
 
 type policyRow struct {
 	dr.Policy
@@ -21,11 +24,11 @@ type policyRow struct {
 type policiesBody struct {
 	Rows []policyRow
 	Ask  string
-	Form policyForm
+	Form Form
 }
 
-func (p policyPages) rows(r *page.Request) ([]policyRow, error) {
-	e, err := p.estate(r.Context())
+func (p Pages) rows(r *page.Request) ([]policyRow, error) {
+	e, err := estate.Load(r.Context(), p.V)
 	if err != nil {
 		return nil, err
 	}
@@ -45,48 +48,51 @@ func (p policyPages) rows(r *page.Request) ([]policyRow, error) {
 			if m.Policy != pol.ID {
 				continue
 			}
-			to := e.fabric[m.TargetFabric].Name
+			to := e.Fabric[m.TargetFabric].Name
 			if to == "" {
 				to = "any recovery site"
 			}
-			out[i].Maps = append(out[i].Maps, e.fabric[m.Fabric].Name+" → "+to)
+			out[i].Maps = append(out[i].Maps, e.Fabric[m.Fabric].Name+" → "+to)
 		}
 	}
 	return out, nil
 }
 
-func (p policyPages) list(w http.ResponseWriter, r *page.Request) error {
-	b := policiesBody{Ask: r.URL.Query().Get("ask"), Form: defaultPolicy()}
+// List shows all of them.
+func (p Pages) List(w http.ResponseWriter, r *page.Request) error {
+	b := policiesBody{Ask: r.URL.Query().Get("ask"), Form: Default()}
 	if r.Problem != nil {
-		b.Ask, b.Form = "create", policyFormOf(r.PostFormValue)
+		b.Ask, b.Form = "create", FormOf(r.PostFormValue)
 	}
 	var err error
 	if b.Rows, err = p.rows(r); err != nil {
 		return err
 	}
 	return p.Render(w, r, "policies", page.View{Title: "Replication policies", Kind: "How often, and how far back", Section: "policies", Icon: "policies",
-		URL: "/portal/policies" + query(r), Topics: "site item", Body: b})
+		URL: "/portal/policies" + estate.Query(r), Topics: "site item", Body: b})
 }
 
-func (p policyPages) create(w http.ResponseWriter, r *page.Request) error {
-	pol, err := policyFormOf(r.PostFormValue).policy(dr.Policy{})
+// Create makes one from a form.
+func (p Pages) Create(w http.ResponseWriter, r *page.Request) error {
+	pol, err := FormOf(r.PostFormValue).Policy(dr.Policy{})
 	var job dr.JobID
 	if err == nil {
 		job, err = p.V.SavePolicy(r.Context(), pol, true, r.Who.Name)
 	}
 	if err != nil {
-		return p.Again(w, r, err, p.list)
+		return p.Again(w, r, err, p.List)
 	}
 	return p.Done(w, r, "/portal/policies", job)
 }
 
 type policyBody struct {
 	policyRow
-	Form policyForm
+	Form Form
 	Ask  string
 }
 
-func (p policyPages) show(w http.ResponseWriter, r *page.Request) error {
+// Show is the page of one.
+func (p Pages) Show(w http.ResponseWriter, r *page.Request) error {
 	pol, err := p.V.Policy(r.Context(), r.PathValue("name"))
 	if err != nil {
 		return err
@@ -99,9 +105,9 @@ func (p policyPages) show(w http.ResponseWriter, r *page.Request) error {
 	if i < 0 {
 		return dr.New(dr.KindNotFound, dr.CodeNotFound, "portal", "policy %q was removed", pol.Name)
 	}
-	b := policyBody{policyRow: rows[i], Ask: r.URL.Query().Get("ask"), Form: formOf(pol)}
+	b := policyBody{policyRow: rows[i], Ask: r.URL.Query().Get("ask"), Form: Shown(pol)}
 	if r.Problem != nil && r.PostForm.Has("copy") {
-		b.Form = policyFormOf(r.PostFormValue)
+		b.Form = FormOf(r.PostFormValue)
 		b.Form.Name = pol.Name
 	}
 	b.Form.Open = true
@@ -109,28 +115,30 @@ func (p policyPages) show(w http.ResponseWriter, r *page.Request) error {
 		Crumbs: []page.Crumb{{Name: "Replication policies", URL: "/portal/policies"}}, Body: b})
 }
 
-func (p policyPages) save(w http.ResponseWriter, r *page.Request) error {
+// Save changes one by a form.
+func (p Pages) Save(w http.ResponseWriter, r *page.Request) error {
 	old, err := p.V.Policy(r.Context(), r.PathValue("name"))
 	if err != nil {
 		return err
 	}
-	form := policyFormOf(r.PostFormValue)
+	form := FormOf(r.PostFormValue)
 	form.Name = old.Name
-	pol, err := form.policy(old)
+	pol, err := form.Policy(old)
 	var job dr.JobID
 	if err == nil {
 		job, err = p.V.SavePolicy(r.Context(), pol, false, r.Who.Name)
 	}
 	if err != nil {
-		return p.Again(w, r, err, p.show)
+		return p.Again(w, r, err, p.Show)
 	}
 	return p.Done(w, r, "/portal/policies/"+url.PathEscape(old.Name), job)
 }
 
-func (p policyPages) remove(w http.ResponseWriter, r *page.Request) error {
+// Remove removes one.
+func (p Pages) Remove(w http.ResponseWriter, r *page.Request) error {
 	job, err := p.V.RemovePolicy(r.Context(), r.PathValue("name"), r.Who.Name)
 	if err != nil {
-		return p.Again(w, r, err, p.show)
+		return p.Again(w, r, err, p.Show)
 	}
 	return p.Done(w, r, "/portal/policies", job)
 }

@@ -1,4 +1,4 @@
-package portal
+package policy
 
 import (
 	"fmt"
@@ -10,8 +10,8 @@ import (
 	"holdfast/internal/dr"
 )
 
-// policyForm is a policy as people enter it.
-type policyForm struct {
+// Form is a policy as people enter it.
+type Form struct {
 	Name                      string
 	Copy, Retention, AppEvery string // seconds, hours, hours
 
@@ -27,14 +27,15 @@ type policyForm struct {
 	Bandwidth                 string // a rule a line: "Mon-Fri 08:00-18:00 = 5M"
 }
 
-func defaultPolicy() policyForm {
-	f := formOf(dr.Policy{CopyFrequency: 5 * time.Minute, Retention: 24 * time.Hour, AppFrequency: time.Hour})
+// Default is what a new policy is proposed to be.
+func Default() Form {
+	f := Shown(dr.Policy{CopyFrequency: 5 * time.Minute, Retention: 24 * time.Hour, AppFrequency: time.Hour})
 	f.Name, f.ResyncWindow = "5-minutes-24-hours", dr.DefaultResyncWindow
 	return f
 }
 
-// formOf shows a policy.
-func formOf(p dr.Policy) policyForm {
+// Shown shows a policy.
+func Shown(p dr.Policy) Form {
 	number := func(d, unit time.Duration) string {
 		return strconv.FormatFloat(float64(d)/float64(unit), 'f', -1, 64)
 	}
@@ -44,7 +45,7 @@ func formOf(p dr.Policy) policyForm {
 		}
 		return s
 	}
-	f := policyForm{Name: p.Name, Copy: number(p.CopyFrequency, time.Second), Retention: number(p.Retention, time.Hour), AppEvery: number(p.AppFrequency, time.Hour),
+	f := Form{Name: p.Name, Copy: number(p.CopyFrequency, time.Second), Retention: number(p.Retention, time.Hour), AppEvery: number(p.AppFrequency, time.Hour),
 		More: true, Hourly: number(p.RetainHourly, 24*time.Hour), Daily: number(p.RetainDaily, 24*time.Hour),
 		ResyncMode: or(string(p.ResyncAuto), string(dr.ResyncInWindow)), ResyncWindow: p.ResyncWindow.String(), Threshold: "0", Start: p.StartTime,
 		InitialMode: or(string(p.InitialMode), string(dr.InitialParallel)), InitialOpens: p.InitialWindow.String(), Priority: strconv.Itoa(p.InitialPriority),
@@ -58,9 +59,10 @@ func formOf(p dr.Policy) policyForm {
 	return f
 }
 
-func policyFormOf(form func(string) string) policyForm {
+// FormOf reads what was entered.
+func FormOf(form func(string) string) Form {
 	get := func(name string) string { return strings.TrimSpace(form(name)) }
-	return policyForm{get("policyName"), get("copy"), get("retention"), get("app"), get("more") != "", get("hourly"), get("daily"), get("resyncMode"), get("resyncWindow"), get("threshold"),
+	return Form{get("policyName"), get("copy"), get("retention"), get("app"), get("more") != "", get("hourly"), get("daily"), get("resyncMode"), get("resyncWindow"), get("threshold"),
 		get("start"), get("initialMode"), get("initialWindow"), get("priority"), get("compression"), false, strings.ReplaceAll(get("bandwidth"), "\r", "")}
 }
 
@@ -69,8 +71,8 @@ func wrong(format string, a ...any) error {
 	return dr.New(dr.KindInvalid, dr.CodePolicyInvalid, "portal.policy", format, a...)
 }
 
-// policy changes p to what was entered; what the form does not show stays.
-func (f policyForm) policy(p dr.Policy) (dr.Policy, error) {
+// Policy changes p to what was entered; what the form does not show stays.
+func (f Form) Policy(p dr.Policy) (dr.Policy, error) {
 	p.Name = f.Name
 	type period struct {
 		text, what string
@@ -104,7 +106,7 @@ func (f policyForm) policy(p dr.Policy) (dr.Policy, error) {
 }
 
 // more changes what this vault's policies have beyond the public ones.
-func (f policyForm) more(p *dr.Policy) (err error) {
+func (f Form) more(p *dr.Policy) (err error) {
 	for _, w := range []struct {
 		name, text string
 		to         *dr.Window
