@@ -19,6 +19,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	_ "time/tzdata" // windows of policies may name a zone, and not every host has zone data
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"

@@ -78,6 +78,7 @@ const (
 	CodeDiskNotTrackable  Code = "DiskNotTrackable"
 	CodeDiskShared        Code = "DiskShared"
 	CodeDiskPassThrough   Code = "DiskPassThrough"
+	CodeDiskNotReplicated Code = "DiskNotReplicated"
 	CodeDiskShrunk        Code = "DiskShrunk"
 	CodeNoDisks           Code = "NoReplicatableDisk"
 	CodeVMNotFound        Code = "VMNotFound"

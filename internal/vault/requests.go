@@ -10,7 +10,6 @@ import (
 	"holdfast/internal/vault/points"
 	"holdfast/internal/vault/replica"
 	"holdfast/internal/vault/replication"
-	"holdfast/internal/vault/shape"
 	"holdfast/internal/vault/site"
 	"holdfast/internal/vault/upkeep"
 	"holdfast/internal/vault/work"
@@ -47,10 +46,6 @@ type (
 	Statistics    = health.Statistics
 	Interval      = health.Interval
 )
-
-// CodeDiskNotReplicated is the reason for the health of an item whose VM has a
-// disk that is neither replicated nor excluded.
-const CodeDiskNotReplicated = shape.CodeDiskNotReplicated
 
 // Detail says of an item what dr.ProtectedItem and dr.ReplicationStatus do not.
 type Detail struct {

@@ -42,7 +42,7 @@ func TestDisksChange(t *testing.T) {
 		}
 		disks("vda", "vdb")
 		s.until("a new disk is a warning", func() bool {
-			e, ok := s.reason(vault.CodeDiskNotReplicated)
+			e, ok := s.reason(dr.CodeDiskNotReplicated)
 			return ok && strings.Contains(e.Message, "vdb") && e.Remedy != ""
 		})
 		if got := s.detail().NewDisks; !slices.Equal(got, []string{"vdb"}) {
@@ -54,11 +54,11 @@ func TestDisksChange(t *testing.T) {
 		wantCode(t, err, dr.KindInvalid, dr.CodeNoDisks)
 		s.run(w.vault().ChangeDisks(ctx, s.item, []string{"vda", "vdb"}, "olga"))
 		s.until("the disk is assigned", func() bool { return slices.Equal(s.assignment().Disks, []string{"vda", "vdb"}) })
-		s.until("nobody has to decide", func() bool { _, ok := s.reason(vault.CodeDiskNotReplicated); return !ok })
+		s.until("nobody has to decide", func() bool { _, ok := s.reason(dr.CodeDiskNotReplicated); return !ok })
 		s.run(w.vault().ChangeDisks(ctx, s.item, []string{"vda"}, "olga")) // vdb is excluded now
 		s.inventory(s.src)
 		time.Sleep(150 * time.Millisecond)
-		if _, ok := s.reason(vault.CodeDiskNotReplicated); ok || !slices.Equal(s.detail().Excluded, []string{"vdb"}) {
+		if _, ok := s.reason(dr.CodeDiskNotReplicated); ok || !slices.Equal(s.detail().Excluded, []string{"vdb"}) {
 			t.Errorf("an excluded disk is asked for again: %+v", s.detail())
 		}
 		s.run(w.vault().ChangeDisks(ctx, s.item, []string{"vda", "vdb"}, "olga"))

@@ -26,8 +26,6 @@ import (
 
 const (
 	docMove = "move"
-	// CodeDiskNotReplicated says that a VM has a disk that nobody has decided about.
-	CodeDiskNotReplicated dr.Code = "DiskNotReplicated"
 	// JobMove is the kind of the job that gives a replica to its (new) source agent.
 	JobMove = "MoveReplication"
 )
@@ -392,7 +390,7 @@ func Reasons(it vaultdb.Item, vm dr.VM) []dr.HealthError {
 	if len(disks) == 0 || vm.Gone || it.Active != dr.AtPrimary {
 		return nil
 	}
-	return []dr.HealthError{{Code: CodeDiskNotReplicated, Severity: dr.HealthWarning,
+	return []dr.HealthError{{Code: dr.CodeDiskNotReplicated, Severity: dr.HealthWarning,
 		Message: fmt.Sprintf("%s has got disk %s, which is not replicated.", it.VMName, strings.Join(disks, ", ")),
 		Cause:   "A disk was added to the VM after protection was enabled: " + strings.Join(disks, ", ") + ".",
 		Remedy:  "Add the disk to the replicated disks, or exclude it there."}}
