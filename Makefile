@@ -12,7 +12,7 @@ build:
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
 
 bench:
-	@scripts/packages.sh test
+	@scripts/packages.sh bench
 	@scripts/bench.sh
 
 clean:

@@ -11,11 +11,24 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"holdfast/bench/internal/image"
 	"holdfast/bench/internal/meter"
+	"holdfast/bench/internal/peers"
 	"holdfast/bench/internal/rawhost"
+	"holdfast/bench/internal/replica"
+	"holdfast/bench/internal/report"
 	"holdfast/internal/cut"
 	"holdfast/internal/objstore/file"
 )
+
+// unit is what a guest writes at least.
+const unit = 4 << 10
+
+// makeDisk makes the guest's disk.
+func (b *runner) makeDisk(ctx context.Context) error {
+	b.disk = filepath.Join(b.Dir, "disk.raw")
+	return image.Make(ctx, b.tool.mkfs, b.disk, b.Size, b.Seed)
+}
 
 // goalIngest is in CPU seconds per GiB.
 const goalIngest = 5.0
@@ -28,15 +41,16 @@ func (b *runner) initial(ctx context.Context) error {
 		return err
 	}
 	u, err := meter.Self(func() error {
-		b.r, err = startReplica(ctx, filepath.Join(b.Dir, "replica"), b.src)
+		b.r, err = replica.Start(ctx, filepath.Join(b.Dir, "replica"), b.src)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	b.rep.add(Figure{Area: "initial replication", Name: "CPU, all of it", Value: perGiB(u.CPU, b.Size), Unit: "cpu-s/GiB", Goal: atMost(goalIngest), Note: "capture.Replicator: filter, content hash, tile images, local file, bucket"})
-	b.rep.add(Figure{Area: "initial replication", Name: "stored", Value: float64(b.r.sink.bytes.Load()) / float64(b.Size), Unit: "of the disk"})
-	b.rep.add(Figure{Area: "initial replication", Name: "throughput", Value: mbps(b.Size, u.Wall), Unit: "MB/s", Wall: true})
+	b.first = peers.Results{ours: cost(u, b.r.Sink.Bytes.Load())}
+	b.rep.Add(report.Figure{Area: "initial replication", Name: "CPU, all of it", Value: report.PerGiB(u.CPU, b.Size), Unit: "cpu-s/GiB", Goal: report.AtMost(goalIngest), Note: "capture.Replicator: filter, content hash, tile images, local file, bucket"})
+	b.rep.Add(report.Figure{Area: "initial replication", Name: "stored", Value: float64(b.r.Sink.Bytes.Load()) / float64(b.Size), Unit: "of the disk"})
+	b.rep.Add(report.Figure{Area: "initial replication", Name: "throughput", Value: report.MBps(b.Size, u.Wall), Unit: "MB/s", Wall: true})
 	return nil
 }
 
@@ -67,14 +81,14 @@ func (b *runner) ingest(ctx context.Context) error {
 	}
 	const area = "ingest"
 	qz, qr, kz := "qemu-img -c zstd", "qemu-img raw→raw", "the zstd encoder alone"
-	gib := func(u meter.Usage) float64 { return perGiB(u.CPU, b.Size) }
-	b.rep.add(Figure{Area: area, Name: "CPU", Value: gib(ours), Unit: "cpu-s/GiB", Goal: atMost(goalIngest), Peers: []Peer{{kz, gib(alone)}, {qz, gib(z)}, {qr, gib(raw)}}, Note: "cut.Writer tile images (zstd, keyed BLAKE3, AES-256-GCM, SHA-256) into a directory"})
-	b.rep.add(Figure{Area: area, Name: "CPU of qemu-img -c zstd / ours", Value: z.CPU.Seconds() / ours.CPU.Seconds(), Unit: "×", Note: "ours also hashes and encrypts"})
-	b.rep.add(Figure{Area: area, Name: "CPU beyond the zstd encoder alone", Value: gib(ours) - gib(alone), Unit: "cpu-s/GiB", Note: "what is ours: reading, zero test, digests, encryption, object hashes, bucket"})
+	gib := func(u meter.Usage) float64 { return report.PerGiB(u.CPU, b.Size) }
+	b.rep.Add(report.Figure{Area: area, Name: "CPU", Value: gib(ours), Unit: "cpu-s/GiB", Goal: report.AtMost(goalIngest), Peers: report.Beside(kz, gib(alone)).And(qz, gib(z)).And(qr, gib(raw)), Note: "cut.Writer tile images (zstd, keyed BLAKE3, AES-256-GCM, SHA-256) into a directory"})
+	b.rep.Add(report.Figure{Area: area, Name: "CPU of qemu-img -c zstd / ours", Value: z.CPU.Seconds() / ours.CPU.Seconds(), Unit: "×", Note: "ours also hashes and encrypts"})
+	b.rep.Add(report.Figure{Area: area, Name: "CPU beyond the zstd encoder alone", Value: gib(ours) - gib(alone), Unit: "cpu-s/GiB", Note: "what is ours: reading, zero test, digests, encryption, object hashes, bucket"})
 	of := func(n int64) float64 { return float64(n) / float64(b.Size) }
-	b.rep.add(Figure{Area: area, Name: "stored", Value: of(stored), Unit: "of the disk", Peers: []Peer{{kz, of(packed)}, {qz, of(zsize)}}})
-	b.rep.add(Figure{Area: area, Name: "throughput", Value: mbps(b.Size, ours.Wall), Unit: "MB/s", Wall: true, Peers: []Peer{{qz, mbps(b.Size, z.Wall)}, {qr, mbps(b.Size, raw.Wall)}}})
-	b.rep.add(Figure{Area: area, Name: "time of qemu-img -c zstd / ours", Value: z.Wall.Seconds() / ours.Wall.Seconds(), Unit: "×", Goal: atLeast(2), Wall: true})
+	b.rep.Add(report.Figure{Area: area, Name: "stored", Value: of(stored), Unit: "of the disk", Peers: report.Beside(kz, of(packed)).And(qz, of(zsize))})
+	b.rep.Add(report.Figure{Area: area, Name: "throughput", Value: report.MBps(b.Size, ours.Wall), Unit: "MB/s", Wall: true, Peers: report.Beside(qz, report.MBps(b.Size, z.Wall)).And(qr, report.MBps(b.Size, raw.Wall))})
+	b.rep.Add(report.Figure{Area: area, Name: "time of qemu-img -c zstd / ours", Value: z.Wall.Seconds() / ours.Wall.Seconds(), Unit: "×", Goal: report.AtLeast(2), Wall: true})
 	_, err = meter.Command(ctx, b.tool.qemuImg, "convert", "-m", "8", "-W", "-f", "raw", "-O", "qcow2", b.disk, b.qcow)
 	return err
 }
@@ -145,7 +159,7 @@ func (b *runner) ingestTiles(ctx context.Context) (u meter.Usage, stored int64, 
 		return u, 0, err
 	}
 	defer bucket.Close()
-	t, err := newTileSet(ctx, bucket, b.Size, cut.CodecDefault)
+	t, err := replica.NewWriter(ctx, bucket, cut.CodecDefault, b.Size)
 	if err != nil {
 		return u, 0, err
 	}
@@ -156,9 +170,10 @@ func (b *runner) ingestTiles(ctx context.Context) (u meter.Usage, stored int64, 
 	defer f.Close()
 	u, err = meter.Self(func() error {
 		var object bytes.Buffer
+		object.Grow(cut.TileSize + 1<<20) // its growing is not the format's work
 		piece := make([]byte, 1<<20)
 		for off := int64(0); off < b.Size; off += cut.TileSize {
-			err := t.tile(ctx, uint32(off/cut.TileSize), &object, func(w *cut.Writer, base int64) error {
+			err := t.Tile(ctx, 0, uint32(off/cut.TileSize), &object, func(w *cut.Writer, base int64) error {
 				for at, end := base, min(base+cut.TileSize, b.Size); at < end; at += int64(len(piece)) {
 					p := piece[:min(int64(len(piece)), end-at)]
 					if _, err := f.ReadAt(p, at); err != nil {
@@ -174,7 +189,7 @@ func (b *runner) ingestTiles(ctx context.Context) (u meter.Usage, stored int64, 
 				return err
 			}
 		}
-		return t.commit(ctx)
+		return t.Cut(ctx, nil)
 	})
-	return u, t.bytes, err
+	return u, t.Bytes, err
 }

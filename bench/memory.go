@@ -14,7 +14,10 @@ import (
 	"strings"
 
 	"holdfast/bench/internal/meter"
+	"holdfast/bench/internal/peers"
 	"holdfast/bench/internal/rawhost"
+	"holdfast/bench/internal/replica"
+	"holdfast/bench/internal/report"
 	"holdfast/internal/cut"
 )
 
@@ -38,8 +41,23 @@ func child(ctx context.Context, args []string, in io.Reader, out io.Writer) erro
 	if len(args) != 1 {
 		return errors.New("a child is told one thing to do")
 	}
+	if args[0] == "virtnbdbackup" {
+		if done, err := dropRoot(ctx); done || err != nil {
+			return err
+		}
+	}
 	dec := json.NewDecoder(in)
 	switch args[0] {
+	case "virtnbdbackup":
+		var q peers.MachineRequest
+		if err := dec.Decode(&q); err != nil {
+			return err
+		}
+		a, err := peers.Machine(ctx, q)
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(out).Encode(a)
 	case "serve":
 		var q serveRequest
 		if err := dec.Decode(&q); err != nil {
@@ -67,11 +85,11 @@ func memoryChild(ctx context.Context, q memoryRequest) (a memoryAnswer, err erro
 		return a, err
 	}
 	defer src.Close()
-	r, err := startReplica(ctx, q.Dir, src)
+	r, err := replica.Start(ctx, q.Dir, src)
 	if err != nil {
 		return a, err
 	}
-	defer func() { err = errors.Join(err, r.stop()) }()
+	defer func() { err = errors.Join(err, r.Stop()) }()
 	rng := rand.New(rand.NewPCG(q.Seed, 6))
 	p := make([]byte, unit)
 	for range q.Writes {
@@ -82,7 +100,7 @@ func memoryChild(ctx context.Context, q memoryRequest) (a memoryAnswer, err erro
 			return a, err
 		}
 	}
-	if _, err := r.cycle(ctx); err != nil {
+	if _, err := r.Cycle(ctx); err != nil {
 		return a, err
 	}
 	cpu, err := meter.SelfCPU()
@@ -107,9 +125,9 @@ func (b *runner) memory(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	name := "disk of " + size(small)
-	b.rep.add(Figure{Area: "memory", Name: "peak RSS, disk of " + size(b.MemDisk), Value: mib(pl.Peak), Unit: "MiB", Goal: atMost(256), Peers: []Peer{{name, mib(ps.Peak)}, {"of it Go's own", mib(pl.Go)}}, Note: "initial replication of " + size(b.MemData) + " of data, then a delta cycle; mapped files count"})
-	b.rep.add(Figure{Area: "memory", Name: "CPU of that process", Value: pl.CPU, Unit: "cpu-s", Peers: []Peer{{name, ps.CPU}}})
+	name := "disk of " + report.Size(small)
+	b.rep.Add(report.Figure{Area: "memory", Name: "peak RSS, disk of " + report.Size(b.MemDisk), Value: report.MiB(pl.Peak), Unit: "MiB", Goal: report.AtMost(256), Peers: report.Beside(name, report.MiB(ps.Peak)).And("of it Go's own", report.MiB(pl.Go)), Note: "initial replication of " + report.Size(b.MemData) + " of data, then a delta cycle; mapped files count"})
+	b.rep.Add(report.Figure{Area: "memory", Name: "CPU of that process", Value: pl.CPU, Unit: "cpu-s", Peers: report.Beside(name, ps.CPU)})
 	return nil
 }
 

@@ -15,6 +15,8 @@ import (
 
 	"holdfast/bench/internal/meter"
 	"holdfast/bench/internal/rawhost"
+	"holdfast/bench/internal/replica"
+	"holdfast/bench/internal/report"
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
 	"holdfast/internal/hydrate"
@@ -42,7 +44,7 @@ func serveChild(ctx context.Context, q serveRequest) error {
 		return err
 	}
 	defer b.Close()
-	v, err := (&vaultSide{q.Machine, key}).open(ctx, b, q.N)
+	v, err := (&replica.Vault{Machine: q.Machine, Key: key}).Open(ctx, b, q.N)
 	if err != nil {
 		return err
 	}
@@ -55,11 +57,11 @@ func (b *runner) startServe(ctx context.Context) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := b.r.key.Text()
+	key, err := b.r.Key.Text()
 	if err != nil {
 		return nil, err
 	}
-	cmd, err := childCommand(ctx, "serve", serveRequest{Bucket: b.r.dir, Machine: b.r.machine, Key: key, N: b.r.tip(), Dir: dir})
+	cmd, err := childCommand(ctx, "serve", serveRequest{Bucket: b.r.Dir, Machine: b.r.Machine, Key: key, N: b.r.Tip(), Dir: dir})
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +102,7 @@ func (b *runner) serve(ctx context.Context) error {
 		path  string // of what is stored
 		start func() (*server, error)
 	}{
-		{"holdfast", b.r.dir, func() (*server, error) { return b.startServe(ctx) }},
+		{"holdfast", b.r.Dir, func() (*server, error) { return b.startServe(ctx) }},
 		{"qemu-nbd qcow2 zstd", b.zstd, func() (*server, error) { return b.startQemuNBD(ctx, b.zstd, "qcow2") }},
 		{"qemu-nbd qcow2 plain", b.qcow, func() (*server, error) { return b.startQemuNBD(ctx, b.qcow, "qcow2") }},
 	}
@@ -123,24 +125,24 @@ func (b *runner) serve(ctx context.Context) error {
 		}
 		got = append(got, r)
 	}
-	peers := func(v func(reading) float64) (float64, []Peer) {
-		var ps []Peer
+	peers := func(v func(reading) float64) (float64, report.Peers) {
+		var ps report.Peers
 		for i := range kinds[1:] {
-			ps = append(ps, Peer{kinds[i+1].name, v(got[i+1])})
+			ps = ps.And(kinds[i+1].name, v(got[i+1]))
 		}
 		return v(got[0]), ps
 	}
-	add := func(name, unit string, goal *Goal, note string, v func(reading) float64) {
+	add := func(name, unit string, goal *report.Goal, note string, v func(reading) float64) {
 		value, ps := peers(v)
-		b.rep.add(Figure{Area: "overlay by NBD", Name: name, Value: value, Unit: unit, Goal: goal, Wall: name[0] != 'C', Peers: ps, Note: note})
+		b.rep.Add(report.Figure{Area: "overlay by NBD", Name: name, Value: value, Unit: unit, Goal: goal, Wall: name[0] != 'C', Peers: ps, Note: note})
 	}
-	miss := &Goal{Limit: micros(got[1].missP50), From: "qemu-nbd qcow2 zstd, miss p50"}
-	add("CPU of the server, sequential", "cpu-s/GiB", nil, "", func(r reading) float64 { return perGiB(r.seqCPU, b.Size) })
-	add("miss p50, 4 KiB", "µs", miss, "queue depth 1, nothing decoded, page cache dropped", func(r reading) float64 { return micros(r.missP50) })
-	add("miss p99, 4 KiB", "µs", nil, "", func(r reading) float64 { return micros(r.missP99) })
-	add("miss p50, page cache warm", "µs", nil, "nothing decoded: what is left without the disk", func(r reading) float64 { return micros(r.warmP50) })
-	add("hit p50, 4 KiB", "µs", atMost(75), "span of "+size(b.Hot)+" that was read before", func(r reading) float64 { return micros(r.hitP50) })
-	add("sequential", "MB/s", atLeast(800), "nbdcopy to null, page cache warm", func(r reading) float64 { return mbps(b.Size, r.seq) })
+	miss := &report.Goal{Limit: report.Micros(got[1].missP50), From: "qemu-nbd qcow2 zstd, miss p50"}
+	add("CPU of the server, sequential", "cpu-s/GiB", nil, "", func(r reading) float64 { return report.PerGiB(r.seqCPU, b.Size) })
+	add("miss p50, 4 KiB", "µs", miss, "queue depth 1, nothing decoded, page cache dropped", func(r reading) float64 { return report.Micros(r.missP50) })
+	add("miss p99, 4 KiB", "µs", nil, "", func(r reading) float64 { return report.Micros(r.missP99) })
+	add("miss p50, page cache warm", "µs", nil, "nothing decoded: what is left without the disk", func(r reading) float64 { return report.Micros(r.warmP50) })
+	add("hit p50, 4 KiB", "µs", report.AtMost(75), "span of "+report.Size(b.Hot)+" that was read before", func(r reading) float64 { return report.Micros(r.hitP50) })
+	add("sequential", "MB/s", report.AtLeast(800), "nbdcopy to null, page cache warm", func(r reading) float64 { return report.MBps(b.Size, r.seq) })
 	return nil
 }
 

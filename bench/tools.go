@@ -11,6 +11,11 @@ import (
 // tools are the programs that are compared with or needed.
 type tools struct{ qemuImg, qemuNBD, nbdcopy, mkfs string }
 
+// all are the programs by name, for their versions.
+func (t tools) all() map[string]string {
+	return map[string]string{"qemu-img": t.qemuImg, "nbdcopy": t.nbdcopy, "rsync": "rsync", "borg": "borg", "virtnbdbackup": "virtnbdbackup"}
+}
+
 func findTools() (tools, error) {
 	var t tools
 	var errs []error

@@ -467,6 +467,16 @@ func (v *View) disk(id string) (*viewDisk, error) {
 
 // ReadAt fills p from the disk at off. The range must lie inside the disk.
 func (v *View) ReadAt(ctx context.Context, diskID string, p []byte, off int64) error {
+	return v.readAt(ctx, diskID, p, off, false)
+}
+
+// ReadOnce is ReadAt for who reads a disk in order and comes back to nothing:
+// whole frames are decoded into p and do not displace others in the cache.
+func (v *View) ReadOnce(ctx context.Context, diskID string, p []byte, off int64) error {
+	return v.readAt(ctx, diskID, p, off, true)
+}
+
+func (v *View) readAt(ctx context.Context, diskID string, p []byte, off int64, once bool) error {
 	d, err := v.disk(diskID)
 	if err != nil {
 		return err
@@ -475,10 +485,15 @@ func (v *View) ReadAt(ctx context.Context, diskID string, p []byte, off int64) e
 		return dr.New(dr.KindInvalid, "", "store.View", "range %d+%d is outside disk %q of %d bytes", off, len(p), diskID, d.Size)
 	}
 	return v.walk(ctx, d, off, int64(len(p)), func(r record) error {
-		dst := p[r.off-off : r.end()-off]
+		dst := p[r.off-off : r.end()-off : r.end()-off]
 		if r.seg == segZero {
 			clear(dst)
 			return nil
+		}
+		if once && r.frameOff == 0 && !v.frames.has(cacheKey{r.seg, r.frame}) {
+			if done, err := v.decodeInto(ctx, r.seg, r.frame, dst); done || err != nil {
+				return err
+			}
 		}
 		frame, err := v.frame(ctx, r.seg, r.frame)
 		if err != nil {
@@ -571,23 +586,47 @@ func (v *View) walkTiles(ctx context.Context, d *viewDisk, off, end int64, fn fu
 
 // frame returns a decoded frame from the cache or the bucket.
 func (v *View) frame(ctx context.Context, id int32, index uint32) ([]byte, error) {
-	o := v.objects[id]
 	return v.frames.get(ctx, cacheKey{id, index}, func(ctx context.Context) ([]byte, error) {
-		seg, err := o.open(ctx, v)
+		seg, f, err := v.describe(ctx, id, index)
 		if err != nil {
 			return nil, err
 		}
-		all := seg.Frames()
-		if int(index) >= len(all) {
-			return nil, dr.New(dr.KindCorrupt, dr.CodeObjectCorrupt, "store.View", "object %s has no frame %d", o.key, index)
-		}
-		f := all[index]
 		sealed, err := v.stored(ctx, id, f.Off, int64(f.CLen))
 		if err != nil {
 			return nil, err
 		}
 		return seg.DecodeFrame(int(index), sealed, make([]byte, 0, f.RawLen))
 	})
+}
+
+// decodeInto decodes a frame into dst if it has exactly that length.
+func (v *View) decodeInto(ctx context.Context, id int32, index uint32, dst []byte) (bool, error) {
+	seg, f, err := v.describe(ctx, id, index)
+	if err != nil || int(f.RawLen) != len(dst) {
+		return false, err
+	}
+	sealed, err := v.stored(ctx, id, f.Off, int64(f.CLen))
+	if err != nil {
+		return false, err
+	}
+	got, err := seg.DecodeFrame(int(index), sealed, dst[:0])
+	if err == nil && len(got) > 0 && &got[0] != &dst[0] { // it is never so, and must not go unseen
+		copy(dst, got)
+	}
+	return true, err
+}
+
+func (v *View) describe(ctx context.Context, id int32, index uint32) (*cut.Segment, cut.Frame, error) {
+	o := v.objects[id]
+	seg, err := o.open(ctx, v)
+	if err != nil {
+		return nil, cut.Frame{}, err
+	}
+	all := seg.Frames()
+	if int(index) >= len(all) {
+		return nil, cut.Frame{}, dr.New(dr.KindCorrupt, dr.CodeObjectCorrupt, "store.View", "object %s has no frame %d", o.key, index)
+	}
+	return seg, all[index], nil
 }
 
 // stored returns bytes of an object by way of the chunk cache.

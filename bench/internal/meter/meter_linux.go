@@ -101,6 +101,14 @@ func EnoughSpace(dir string, want int64) error {
 	return nil
 }
 
+// Allocated is what a file occupies, bytes; never more than its length.
+func Allocated(st fs.FileInfo) int64 {
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		return min(st.Size(), sys.Blocks*512)
+	}
+	return st.Size()
+}
+
 // Chill takes the files below path out of the page cache.
 func Chill(path string) error {
 	return filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {

@@ -5,6 +5,7 @@ package meter
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 )
 
@@ -18,3 +19,4 @@ func LoadAverage() (l [3]float64)           { return l }
 func Machine() (string, int64)              { return "unknown", 0 }
 func EnoughSpace(string, int64) error       { return errLinuxOnly }
 func Chill(string) error                    { return errLinuxOnly }
+func Allocated(st fs.FileInfo) int64        { return st.Size() }

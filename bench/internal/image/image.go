@@ -1,4 +1,6 @@
-package main
+// Package image makes a disk as guests have them: an ext4 file system with the
+// files of this machine. It promises the same disk for the same seed on the same machine, and needs no root.
+package image
 
 import (
 	"context"
@@ -15,22 +17,20 @@ import (
 	"holdfast/bench/internal/rawhost"
 )
 
-// unit is what a guest writes at least.
+// unit is the file system's block.
 const unit = 4 << 10
 
-// makeDisk makes the guest's disk: an ext4 file system filled with this
-// machine's own Debian files, without root.
-func (b *runner) makeDisk(ctx context.Context) error {
-	b.disk = filepath.Join(b.Dir, "disk.raw")
-	files := filepath.Join(b.Dir, "files")
-	if err := fillTree(files, b.Size, b.Seed); err != nil {
-		return err
-	}
+// Make makes a raw disk of the given size at path with the program mkfs (mkfs.ext4).
+func Make(ctx context.Context, mkfs, path string, size int64, seed uint64) error {
+	files := path + ".files"
 	defer os.RemoveAll(files)
-	if err := rawhost.CreateSparse(b.disk, b.Size); err != nil {
+	if err := fillTree(files, size, seed); err != nil {
 		return err
 	}
-	_, err := meter.Command(ctx, b.tool.mkfs, "-q", "-F", "-m", "0", "-J", "size=4", "-i", "8192", "-d", files, b.disk)
+	if err := rawhost.CreateSparse(path, size); err != nil {
+		return err
+	}
+	_, err := meter.Command(ctx, mkfs, "-q", "-F", "-m", "0", "-J", "size=4", "-i", "8192", "-d", files, path)
 	return err
 }
 
