@@ -467,7 +467,7 @@ func (s *sender) sealTile(ctx context.Context, j tileJob, read *frozen.Reader, x
 		return nil, err
 	}
 	closed = true
-	sealed, err := seg.Finish(nil)
+	sealed, err := seg.Finish(nil, false) // no later process looks at the file
 	if err != nil {
 		return nil, err
 	}

@@ -80,7 +80,13 @@ func (b *build) compareTile(ctx context.Context, d cut.Disk, tile uint32, rs []h
 			return b.compareDigests(ctx, d, tile, rs, have)
 		}
 	}
-	return b.read.Read(ctx, d.ID, rs, func(off, n int64, p []byte) error { return b.s.Trim(ctx, t, d.Index, off, n, p) })
+	return b.read.Read(ctx, d.ID, rs, func(off, n int64, p []byte) error {
+		if p == nil {
+			return b.s.Trim(ctx, t, d.Index, off, n, nil)
+		}
+		i := off/cut.Unit - int64(tile)*(cut.TileSize/cut.Unit)
+		return b.s.TrimData(ctx, t, d.Index, off, p, have[i:i+(n+cut.Unit-1)/cut.Unit])
+	})
 }
 
 // compareDigests compares one tile with the digests of what the store has. The

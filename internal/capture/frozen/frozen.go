@@ -18,8 +18,8 @@ const (
 	// Window is how much of a disk's ranges is asked for at a time.
 	Window = 1 << 30
 
-	depth      = 4 // batches under way
-	batchSize  = 1 << 20
+	depth      = 8 // batches under way: more and smaller ones cost no more CPU by NBD, and less memory
+	batchSize  = 512 << 10
 	batchItems = 32
 )
 

@@ -77,13 +77,15 @@ func NewSegment(path string, cfg cut.WriterConfig) (*Segment, error) {
 	return &Segment{Writer: w, file: f, buf: buf}, nil
 }
 
-// Finish seals the segment durably and closes the file.
-func (s *Segment) Finish(commit *cut.Commit) (cut.Sealed, error) {
+// Finish seals the segment and closes the file, which is durable if that is
+// asked for. A file that no later process looks at need not be: whoever sends
+// it has its SHA-256.
+func (s *Segment) Finish(commit *cut.Commit, durably bool) (cut.Sealed, error) {
 	sealed, err := s.Close(commit)
 	if err == nil {
 		err = s.buf.Flush()
 	}
-	if err == nil {
+	if err == nil && durably {
 		err = s.file.Sync()
 	}
 	if cerr := s.file.Close(); err == nil {
@@ -135,7 +137,7 @@ func (s *Cut) open() (seg *Segment, err error) {
 func (s *Cut) closePart() error {
 	seg := s.part
 	s.part = nil
-	sealed, err := seg.Finish(nil)
+	sealed, err := seg.Finish(nil, true)
 	if err != nil {
 		return err
 	}
@@ -221,7 +223,7 @@ func (s *Cut) Finish(commit *cut.Commit, res Result) (*spool.Entry, error) {
 	commit.Stats.RawFrames += s.stats.RawFrames + counts.RawFrames
 	commit.Stats.IncompressibleBytes += s.stats.IncompressibleBytes + counts.IncompressibleBytes
 	s.main = nil
-	sealed, err := own.Finish(commit)
+	sealed, err := own.Finish(commit, true)
 	if err != nil {
 		return fail(err)
 	}
@@ -267,14 +269,21 @@ func (s *Cut) Trim(ctx context.Context, f *filter.Table, disk uint16, off, n int
 	if p == nil {
 		return s.trimZeroes(f, disk, off, n)
 	}
-	s.sums = f.Sums(s.sums[:0], p)
-	if cap(s.have) < len(s.sums) {
-		s.have = make([]uint64, len(s.sums))
+	count := (len(p) + cut.Unit - 1) / cut.Unit
+	if cap(s.have) < count {
+		s.have = make([]uint64, count)
 	}
-	have := s.have[:len(s.sums)]
+	have := s.have[:count]
 	if err := f.Load(off/cut.Unit, have); err != nil {
 		return err
 	}
+	return s.TrimData(ctx, f, disk, off, p, have)
+}
+
+// TrimData is Trim for data whose blocks have these entries in the filter.
+func (s *Cut) TrimData(ctx context.Context, f *filter.Table, disk uint16, off int64, p []byte, have []uint64) error {
+	n := int64(len(p))
+	s.sums = f.Sums(s.sums[:0], p)
 	for from := 0; from < len(have); {
 		if have[from] == s.sums[from] {
 			from++
