@@ -398,7 +398,7 @@ func (r *Replicator) AwaitInitial(ctx context.Context) (cut.Ref, time.Time, erro
 		if !s.Committed.IsZero() {
 			return s.Committed, s.LastCut, nil
 		}
-		if s.Phase == PhaseError {
+		if s.Phase == PhaseError && s.Err != nil { // without Err it is being left
 			return cut.Ref{}, time.Time{}, s.Err
 		}
 		select {

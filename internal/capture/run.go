@@ -210,6 +210,7 @@ func (r *Replicator) turnOnce(ctx context.Context, a Assignment, p *rhythm, d *d
 		return wait, nil
 	}
 	p.off, p.waiting = false, false
+	r.countMissed(a)
 	if !r.snapshot().Tip.Ref.IsZero() {
 		r.cycleDue(now)
 	}

@@ -2,6 +2,7 @@ package capture_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -557,5 +558,52 @@ func TestInitialOrder(t *testing.T) {
 			t.Errorf("serial %v: the tiles' disks in order are %v", serial, order)
 		}
 		w.mu.Unlock()
+	}
+}
+
+// Cutting into a spool that has room is not sending: the cycles are missed while
+// the store is away, not only when it is back.
+func TestMissedWhileTheSpoolHasRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 64, 4<<20)
+		w.open(1, cut.Ref{})
+		w.noise("vda", 0, 1<<20)
+		a := w.assignment()
+		a.CopyFrequency = 5 * time.Minute
+		r := w.start(a, w.lean)
+		time.Sleep(time.Minute)
+		w.mu.Lock()
+		w.putErr = func(string) error {
+			return dr.New(dr.KindUnavailable, dr.CodeStoreUnreachable, "test", "away")
+		}
+		w.mu.Unlock()
+		for i := range int64(12) {
+			w.noise("vda", i%4<<20, 4096)
+			time.Sleep(5 * time.Minute)
+		}
+		if s := r.Status(); s.Missed < 9 || s.Missed > 12 {
+			t.Errorf("after an hour without a store %d cycles of 12 count as missed", s.Missed)
+		}
+		r.stop(t)
+	})
+}
+
+// A killed process leaves tiles that it was writing; the next one clears them.
+func TestTilesOfADeadProcess(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 65, 1<<20)
+	w.open(1, cut.Ref{})
+	if err := os.MkdirAll(w.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	left := filepath.Join(w.dir, "tile-123.tmp")
+	if err := os.WriteFile(left, []byte("half a tile"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := w.start(w.assignment(), nil)
+	w.drain(r)
+	r.stop(t)
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a dead process's tile stays: %v", err)
 	}
 }

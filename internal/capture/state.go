@@ -184,6 +184,13 @@ func (r *Replicator) load() (*state, error) {
 	if err := os.MkdirAll(r.cfg.Dir, 0o700); err != nil {
 		return nil, dr.Errorf(dr.KindUnavailable, op, "make state directory: %w", err)
 	}
+	// Tiles that a killed process was writing are known to nobody.
+	left, _ := filepath.Glob(filepath.Join(r.cfg.Dir, "tile-*.tmp"))
+	for _, path := range left {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, durable.Error(op, path, err)
+		}
+	}
 	raw, err := os.ReadFile(r.path("state.json"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return &state{Version: stateVersion, Machine: r.cfg.Machine}, nil
