@@ -3,6 +3,7 @@ package capture_test
 import (
 	"bytes"
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
 	"holdfast/internal/objstore"
+	"holdfast/internal/store"
 )
 
 // When the history is damaged, sending everything again begins anew: the new
@@ -19,6 +21,9 @@ func TestFullResyncHealsDamage(t *testing.T) {
 	for name, size := range map[string]int64{"in one cut": 3 << 20, "in rounds": 2*cut.TileSize + 1<<20} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			if size > cut.TileSize && testing.Short() {
+				t.Skip("compares 130 MiB again and again")
+			}
 			w := newWorld(t, 31, size, 1<<20)
 			w.open(1, cut.Ref{})
 			w.write(30)
@@ -54,7 +59,8 @@ func TestFullResyncHealsDamage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(chain.Refused) != 2 || len(chain.Points) < 3 || chain.Points[0].N != damaged.N-1 {
+			whole := slices.ContainsFunc(chain.Points, func(p store.CutInfo) bool { return p.N == damaged.N-1 })
+			if len(chain.Refused) < 1 || len(chain.Points) < 3 || !whole || chain.Points[len(chain.Points)-1].N < damaged.N+3 {
 				t.Fatalf("%d points from %d on, refused %v", len(chain.Points), chain.Points[0].N, chain.Refused)
 			}
 			bases := 0

@@ -229,7 +229,8 @@ func (r *Replicator) turnOnce(ctx context.Context, a Assignment, p *rhythm, d *d
 		return time.Until(p.next), nil
 	}
 	if d != nil {
-		d.done <- drainResult{err: err}
+		// The status says what happened before whoever waits is told.
+		defer func() { d.done <- drainResult{err: err} }()
 	}
 	if errors.Is(err, errCrash) || ctx.Err() != nil {
 		return 0, err

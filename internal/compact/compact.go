@@ -53,7 +53,7 @@ type Config struct {
 	// MaxDelete bounds the share of a machine's objects that one pass deletes
 	// (default 0.5; at least 1000 objects may always go).
 	MaxDelete float64
-	// SegmentSize is about how large a data segment gets, bytes (default 32 MiB).
+	// SegmentSize is how much data goes into a data segment, bytes before compression (default 32 MiB).
 	SegmentSize int64
 	// SmallObject is the size below which an object's data is gathered into
 	// larger segments when its cut expires, bytes (default 1 MiB).

@@ -266,7 +266,7 @@ func (f *folding) copyData(ctx context.Context) error {
 			return err
 		}
 		f.report.Rewrote += p.Len
-		if size += p.Len; size < f.cfg.SegmentSize && int64(seg.buf.Len()) < f.cfg.SegmentSize {
+		if size += p.Len; size < f.cfg.SegmentSize {
 			return nil
 		}
 		return finish()

@@ -54,6 +54,9 @@ func random(rng *rand.Rand, n int) []byte {
 // what guests write: the model of the design says 2.8 times in all.
 func TestAmplification(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("writes 600 cuts")
+	}
 	rng := rand.New(rand.NewPCG(6, 6))
 	r := newRig(t, mem.New(), 24<<20)
 	r.cfg.BaseEvery, r.cfg.MapEvery, r.cfg.SegmentSize, r.cfg.SmallObject = 32, 64, 4<<20, 64<<10
