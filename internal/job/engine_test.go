@@ -554,14 +554,14 @@ func TestLeaseIsRenewedWhileAStepIsLong(t *testing.T) {
 			runs.Add(1)
 			s.Progress(42, "copying")
 			select {
-			case <-time.After(1500 * time.Millisecond):
+			case <-time.After(5 * time.Second):
 			case <-ctx.Done():
 				return Result{}, ctx.Err()
 			}
 			return Done(nil, nil), nil
 		}}
 		cfg := fast(db, "a", h)
-		cfg.Lease = 400 * time.Millisecond
+		cfg.Lease = 1500 * time.Millisecond
 		e := start(t, cfg)
 		id := submit(t, e, Spec{Kind: "k", Steps: steps("a")})
 		until(t, e, id, "running", func(j *Job) bool { return j.State == Running })
