@@ -368,11 +368,11 @@ func TestExternalKey(t *testing.T) {
 	// It says that it has the key, and opens every data key to something else.
 	id := decode[[]struct{ KeyID string }](t, must(t, "vault", "key", "check", "--store", dir, "--key", key, "-o", "json"))[0].KeyID
 	liar := filepath.Join(tmp, "liar")
-	script := "#!/bin/sh\nread r\ncase \"$r\" in *'\"id\"'*) echo '{\"version\":1,\"keyId\":\"" + id + "\"}';;\n*) echo '{\"version\":1,\"epochKey\":\"" + strings.Repeat("A", 43) + "=\"}';; esac\n"
+	script := "#!/bin/sh\nread r\ncase \"$r\" in *'\"id\"'*) echo '{\"version\":1,\"keyId\":\"" + id + "\"}';;\n*) echo '{\"version\":1,\"epochKey\":\"" + strings.Repeat("QUJD", 10) + "QUI=\"}';; esac\n"
 	if err := os.WriteFile(liar, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if got := cli(t, "vault", "key", "rotate", "--store", dir, "--key", "exec:"+liar, "--to", next); got.code == 0 {
+	if got := cli(t, "vault", "key", "rotate", "--store", dir, "--key", "exec:"+liar, "--to", next); got.code == 0 || !strings.Contains(strings.Join(strings.Fields(got.out+got.err), ""), string(dr.CodeKeysLeft)) && got.code != console.ExitCode(dr.KindPrecondition) {
 		t.Errorf("wrong data keys were sealed to the new key: %+v", got)
 	}
 	if got := cli(t, "vault", "key", "check", "--store", dir, "--key", next); got.code == 0 {

@@ -312,7 +312,8 @@ func TestRecoverBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := len(r.Keys())
-	cmd := program("recover", "boot", "vm", "--store", dir, "--key", key, "--memory", "128M", "--cpus", "1")
+	cmd := program("recover", "boot", "vm", "--store", dir, "--key", key, "--memory", "128M", "--cpus", "1", "--accel", "tcg")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // QEMU ends with it if it has to be killed
 	var errs buffer
 	cmd.Stderr = &errs
 	out, err := cmd.StdoutPipe()
@@ -322,12 +323,15 @@ func TestRecoverBoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cmd.Process.Kill() }) // may have ended already
-	watchdog := time.AfterFunc(150*time.Second, func() { _ = cmd.Process.Kill() })
+	kill := func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) } // may have ended already
+	t.Cleanup(kill)
+	watchdog := time.AfterFunc(150*time.Second, kill)
 	defer watchdog.Stop()
 	alive := false
+	var screen []string
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
+		screen = append(screen, lines.Text())
 		if l, ok := ledger.ParseLine(lines.Text()); ok && l.Kind == ledger.KindBoot {
 			alive = true
 			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
@@ -339,7 +343,7 @@ func TestRecoverBoot(t *testing.T) {
 	_, _ = io.Copy(io.Discard, out)
 	err = cmd.Wait()
 	if !alive || err != nil {
-		t.Fatalf("alive: %v, ended with %v\n%s", alive, err, &errs)
+		t.Fatalf("alive: %v, ended with %v\n%s\n%s", alive, err, &errs, strings.Join(screen[max(0, len(screen)-30):], "\n"))
 	}
 	for _, word := range []string{"no network", "not changed", "Ctrl-C", "Nothing was changed"} {
 		if !strings.Contains(errs.String(), word) {
@@ -349,7 +353,7 @@ func TestRecoverBoot(t *testing.T) {
 	if after := len(r.Keys()); after != before {
 		t.Errorf("the store had %d objects, now %d", before, after)
 	}
-	for _, args := range [][]string{{"--memory", "1K"}, {"--vnc", "x,y:1"}, {"--vnc", "screen"}} {
+	for _, args := range [][]string{{"--memory", "1K"}, {"--accel", "magic"}, {"--vnc", "x,y:1"}, {"--vnc", "screen"}} {
 		if got := cli(t, append([]string{"recover", "boot", "vm", "--store", dir, "--key", key}, args...)...); got.code != console.ExitCode(dr.KindInvalid) {
 			t.Errorf("%v: %+v", args, got)
 		}

@@ -380,7 +380,7 @@ func (a *app) recoverBootCommand() *cobra.Command {
 	var p pointFlags
 	var memory console.Size
 	var cpus int
-	var vnc, dir string
+	var vnc, dir, accel string
 	c := &cobra.Command{Use: "boot VM", Short: "Start a VM here on trial, from a recovery point, without network", Args: cobra.ExactArgs(1),
 		Long: "Start a VM from a recovery point with QEMU on this machine: no libvirt, no vault. Its first serial\n" +
 			"port is on the terminal. It has no network, and what it writes goes to temporary files that are\n" +
@@ -390,6 +390,9 @@ func (a *app) recoverBootCommand() *cobra.Command {
 			display, err := vncDisplay(vnc)
 			if err != nil {
 				return err
+			}
+			if accel != "" && accel != "kvm" && accel != "tcg" {
+				return console.Usage("--accel %q is neither kvm nor tcg", accel)
 			}
 			if memory < 0 || memory > 0 && memory < 64<<20 || cpus < 0 {
 				return console.Usage("--memory must be 64M at least, and --cpus positive")
@@ -404,12 +407,13 @@ func (a *app) recoverBootCommand() *cobra.Command {
 				return err
 			}
 			defer console.Closing(&err, view.Close)
-			return a.boot(ctx, view, bare.Config{View: view, Dir: dir, CPUs: cpus, MemoryMB: int(memory >> 20), Display: display})
+			return a.boot(ctx, view, bare.Config{View: view, Dir: dir, CPUs: cpus, MemoryMB: int(memory >> 20), Display: display, Accel: accel})
 		}}
 	f.Add(c)
 	p.add(c)
 	c.Flags().Var(&memory, "memory", "memory of the VM, such as 2G (default: as captured)")
 	c.Flags().IntVar(&cpus, "cpus", 0, "processors of the VM (default: as captured)")
+	c.Flags().StringVar(&accel, "accel", "", "kvm, or tcg: slow, and for hosts whose KVM lets guests hang (default: kvm where it runs guests)")
 	c.Flags().StringVar(&vnc, "vnc", "", "show the screen by VNC on this display, such as :1 (port 5901 of this machine only)")
 	c.Flags().StringVar(&dir, "dir", "", "existing directory for the VM's own changes; they stay there (default: a temporary one)")
 	return c
