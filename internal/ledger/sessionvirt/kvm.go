@@ -14,14 +14,21 @@ import (
 const kvmExit = 0x2a<<1 | 1
 
 // KVMUsable says whether guest code really executes under KVM: it runs a boot
-// sector and wants its answer. A device node that is there, and may even be
-// opened, does not prove it. It takes well below a second, at most ten.
+// sector, three times, and wants its answer each time at once. A device node that is there, and may even be
+// opened, does not prove it; nor does one answer: some nested hosts run a
+// boot sector now and then, after seconds, and let whole guests hang. It takes about
+// a second, at most six.
 func KVMUsable(ctx context.Context) bool {
-	return probe(ctx, "kvm")
+	for range 3 {
+		if !probe(ctx, "kvm", 2*time.Second) {
+			return false
+		}
+	}
+	return true
 }
 
-func probe(ctx context.Context, accel string) bool {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+func probe(ctx context.Context, accel string, limit time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	dir, err := os.MkdirTemp("", "kvm-")
 	if err != nil {

@@ -144,10 +144,10 @@ func TestStartRefuses(t *testing.T) {
 // code answers under emulation, and an accelerator that does not exist says no.
 func TestProbe(t *testing.T) {
 	t.Parallel()
-	if !probe(t.Context(), "tcg") {
+	if !probe(t.Context(), "tcg", 30*time.Second) {
 		t.Error("the boot sector does not answer under emulation")
 	}
-	if probe(t.Context(), "none-such") {
+	if probe(t.Context(), "none-such", 30*time.Second) {
 		t.Error("an unknown accelerator answers")
 	}
 	t.Logf("KVM usable: %t", KVMUsable(t.Context()))

@@ -39,8 +39,7 @@ type Config struct {
 	Console  io.Writer // the first serial port's output; nil = discarded
 	Input    io.Reader // the first serial port's input; nil = none
 	Display  string    // a QEMU display such as "vnc=127.0.0.1:1"; "" = none
-
-	accel string
+	Accel    string    // kvm or tcg (slow and sure); "" = kvm where it runs guests
 }
 
 // qemu and the firmware images for UEFI guests, where Debian has them.
@@ -71,9 +70,11 @@ func Boot(ctx context.Context, cfg Config) (err error) {
 	if cfg.Dir == "" {
 		cfg.Dir = dir
 	}
-	cfg.accel = "tcg" // slow and sure
-	if sessionvirt.KVMUsable(ctx) {
-		cfg.accel = "kvm"
+	if cfg.Accel == "" {
+		cfg.Accel = "tcg"
+		if sessionvirt.KVMUsable(ctx) {
+			cfg.Accel = "kvm"
+		}
 	}
 	args, err := arguments(cfg)
 	if err != nil {
@@ -113,7 +114,7 @@ func arguments(cfg Config) ([]string, error) {
 	if display == "" {
 		display = "none"
 	}
-	args := []string{"-name", "holdfast-recover", "-nodefaults", "-accel", cfg.accel, "-machine", "q35", "-smp", strconv.Itoa(max(1, cpus)), "-m", strconv.Itoa(max(64, memory)),
+	args := []string{"-name", "holdfast-recover", "-nodefaults", "-accel", cfg.Accel, "-machine", "q35", "-smp", strconv.Itoa(max(1, cpus)), "-m", strconv.Itoa(max(64, memory)),
 		"-nic", "none", "-serial", "stdio", "-display", display, "-device", "VGA", "-device", "virtio-rng-pci", "-device", "ahci,id=sata", "-no-reboot"}
 	if vm.Generation == 2 {
 		for _, f := range firmware() {

@@ -62,7 +62,7 @@ func TestBootLedgerGuest(t *testing.T) {
 		}
 		_, _ = io.Copy(io.Discard, in)
 	}()
-	err = Boot(ctx, Config{View: view, Console: console})
+	err = Boot(ctx, Config{View: view, Console: console, Accel: "tcg"})
 	console.Close()
 	select {
 	case line := <-proved:
