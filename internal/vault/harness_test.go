@@ -110,6 +110,9 @@ var sharedKey = sync.OnceValues(cut.GenerateVaultKey)
 func each(t *testing.T, f func(t *testing.T, w *world)) {
 	for name, url := range map[string]func(testing.TB) string{"sqlite": sqldbtest.SQLiteURL, "postgres": sqldbtest.PostgresURL} {
 		t.Run(name, func(t *testing.T) {
+			if testing.Short() && name != "sqlite" {
+				t.Skip("the quick run is on SQLite; the full one is on both")
+			}
 			t.Parallel()
 			f(t, newWorld(t, url(t)))
 		})

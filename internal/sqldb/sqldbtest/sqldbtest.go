@@ -60,6 +60,9 @@ func Each(t *testing.T, f func(t *testing.T, db *sqldb.DB)) {
 		f(t, Open(t, sqldb.Config{URL: SQLiteURL(t)}))
 	})
 	t.Run("postgres", func(t *testing.T) {
+		if testing.Short() {
+			t.Skip("the quick run is on SQLite; the full one is on both")
+		}
 		t.Parallel()
 		f(t, Open(t, sqldb.Config{URL: PostgresURL(t)}))
 	})
