@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Checks returns the conformance checks of the contract, in the order in which
@@ -239,24 +240,34 @@ func checkNeverPartial(ctx context.Context, b Bucket, prefix string) error {
 		data := pattern{seed: uint64(round), size: 300_000}.bytes()
 		done := make(chan error, 1)
 		var reads sync.WaitGroup
-		look := make(chan struct{}, 1)
+		look := make(chan chan struct{})
 		readErrs := make(chan error, 64)
 		body := &stepReader{r: bytes.NewReader(data), n: 30_000, each: func(int64) error {
-			// One look for each piece of the body, while the put goes on.
+			// One look for each piece of the body, before the put gets more of it. A
+			// store may make lookers wait for the put, so the body does not wait for ever.
+			seen := make(chan struct{})
+			patience := time.NewTimer(time.Second)
+			defer patience.Stop()
 			select {
-			case look <- struct{}{}:
-			default:
+			case look <- seen:
+			case <-patience.C:
+				return nil
+			}
+			select {
+			case <-seen:
+			case <-patience.C:
 			}
 			return nil
 		}}
 		reads.Go(func() {
-			for range look {
+			for seen := range look {
 				if err := partialLook(ctx, b, key, data); err != nil {
 					select {
 					case readErrs <- err:
 					default:
 					}
 				}
+				close(seen)
 			}
 		})
 		go func() { done <- b.PutNew(ctx, key, body, int64(len(data)), nil) }()
