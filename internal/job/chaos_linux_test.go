@@ -484,7 +484,7 @@ func zombie(t *testing.T, d *drive, rs []*replica, db *sqldb.DB, id string) (ref
 		}
 	}
 	victim.signal(syscall.SIGCONT)
-	for deadline := time.Now().Add(40 * time.Second); refused == 0 && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(150 * time.Second); refused == 0 && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		refused, _ = call1[int64](ctx, victim, "/taken", true)
 	}
 	var out string
