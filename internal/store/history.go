@@ -251,6 +251,14 @@ func (s *Store) pointCuts(ctx context.Context, m dr.MachineID, gen dr.Generation
 		h := all.history(skip)
 		path, ok := h.upTo(gen, n)
 		if !ok {
+			// A run stands for it. If that is damaged the cut counts again, as it does
+			// for Chain.
+			if run, err := s.damagedRun(ctx, m, h, n); err != nil {
+				return nil, err
+			} else if run != nil {
+				skip[*run] = true
+				continue
+			}
 			if first != nil {
 				return nil, first
 			}
@@ -271,6 +279,21 @@ func (s *Store) pointCuts(ctx context.Context, m dr.MachineID, gen dr.Generation
 		}
 		skip[*bad] = true
 	}
+}
+
+// damagedRun returns the run of the path that a position lies inside of, if that
+// run does not verify.
+func (s *Store) damagedRun(ctx context.Context, m dr.MachineID, h *History, n uint64) (*CutName, error) {
+	for _, c := range h.Path {
+		if !c.IsRun() || n <= c.From && c.From > 0 || n >= c.N {
+			continue
+		}
+		if _, err := s.openCut(ctx, m, c); err == nil || !isDamage(err) {
+			return nil, err
+		}
+		return &c, nil
+	}
+	return nil, nil
 }
 
 // openPath opens a path from its end down to the nearest element that is
