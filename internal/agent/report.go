@@ -104,13 +104,13 @@ func (a *Agent) sendInventory(ctx context.Context) error {
 }
 
 func wireVM(vm dr.VM) agentapi.VM {
-	out := agentapi.VM{ID: string(vm.ID), Name: vm.Name, Running: vm.Running, Generation: vm.Generation, CPUs: vm.CPUs, MemoryMB: vm.MemoryMB, OSType: vm.OSType, Disks: []agentapi.Disk{}}
+	out := agentapi.VM{ID: string(vm.ID), Name: vm.Name, Running: vm.Running, Generation: vm.Generation, CPUs: vm.CPUs, MemoryMB: vm.MemoryMB, OSType: vm.OSType, Disks: []agentapi.Disk{},
+		Facts: agentapi.VMFacts(vm.Facts)}
 	for _, d := range vm.Disks {
-		out.Disks = append(out.Disks, agentapi.Disk{ID: d.ID, Path: d.Path, Format: d.Format, Size: d.Size, Boot: d.Boot, Shared: d.Shared,
-			PassThru: d.PassThru, Unreplicatable: d.Unreplicatable})
+		out.Disks = append(out.Disks, agentapi.Disk(d))
 	}
 	for _, n := range vm.NICs {
-		out.NICs = append(out.NICs, agentapi.NIC{ID: n.ID, MAC: n.MAC, Network: n.Network, Type: n.Type, IPs: n.IPs})
+		out.NICs = append(out.NICs, agentapi.NIC(n))
 	}
 	return out
 }

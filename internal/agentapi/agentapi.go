@@ -324,15 +324,32 @@ type InventoryRequest struct {
 
 // VM is a discovered VM.
 type VM struct {
-	ID         string `json:"id"`
-	Name       string `json:"name"`
-	Running    bool   `json:"running"`
-	Generation int    `json:"generation"`
-	CPUs       int    `json:"cpus"`
-	MemoryMB   int    `json:"memoryMb"`
-	OSType     string `json:"osType,omitempty"`
-	Disks      []Disk `json:"disks"`
-	NICs       []NIC  `json:"nics,omitempty"`
+	ID         string  `json:"id"`
+	Name       string  `json:"name"`
+	Running    bool    `json:"running"`
+	Generation int     `json:"generation"`
+	CPUs       int     `json:"cpus"`
+	MemoryMB   int     `json:"memoryMb"`
+	OSType     string  `json:"osType,omitempty"`
+	Disks      []Disk  `json:"disks"`
+	NICs       []NIC   `json:"nics,omitempty"`
+	Facts      VMFacts `json:"facts,omitzero"`
+}
+
+// VMFacts is what a host tells about a VM beyond what replication needs
+// (dr.VMFacts); older agents send none.
+type VMFacts struct {
+	Version       string `json:"version,omitempty"`
+	SecureBoot    bool   `json:"secureBoot,omitempty"`
+	OSName        string `json:"osName,omitempty"`
+	OSVersion     string `json:"osVersion,omitempty"`
+	GuestTools    string `json:"guestTools,omitempty"`
+	AppConsistent string `json:"appConsistent,omitempty"`
+	Checkpoints   int    `json:"checkpoints,omitempty"`
+	Clustered     bool   `json:"clustered,omitempty"`
+	DynamicMemory bool   `json:"dynamicMemory,omitempty"`
+	Replicated    string `json:"replicated,omitempty"`
+	Cloud         string `json:"cloud,omitempty"`
 }
 
 // Disk of a VM.
@@ -345,6 +362,12 @@ type Disk struct {
 	Shared         bool   `json:"shared,omitempty"`
 	PassThru       bool   `json:"passThru,omitempty"`
 	Unreplicatable string `json:"unreplicatable,omitempty"`
+	Controller     string `json:"controller,omitempty"`
+	Slot           int    `json:"slot,omitempty"`
+	Layout         string `json:"layout,omitempty"`
+	Sector         int    `json:"sector,omitempty"`
+	Allocated      int64  `json:"allocated,omitempty"`
+	Chain          int    `json:"chain,omitempty"`
 }
 
 // NIC of a VM.
@@ -354,6 +377,7 @@ type NIC struct {
 	Network string   `json:"network,omitempty"`
 	Type    string   `json:"type,omitempty"`
 	IPs     []string `json:"ips,omitempty"`
+	VLAN    int      `json:"vlan,omitempty"`
 }
 
 // Network of a host.

@@ -177,8 +177,8 @@ const (
 
 // tables lists the chapters' entries, each ordered by code. The entries are
 // constants in the program's data and never written.
-func tables() [8][]Entry {
-	return [...][]Entry{connectionEntries[:], requestEntries[:], hostEntries[:], replicationEntries[:], resyncEntries[:], storeEntries[:], keyEntries[:], failoverEntries[:]}
+func tables() [9][]Entry {
+	return [...][]Entry{connectionEntries[:], requestEntries[:], hostEntries[:], hypervEntries[:], replicationEntries[:], resyncEntries[:], storeEntries[:], keyEntries[:], failoverEntries[:]}
 }
 
 // Lookup finds a catalogue entry, without allocating.
@@ -197,6 +197,7 @@ func Groups() []Group {
 		{Title: "Registration and connection", Intro: "Between a host, the vault and each other's identity."},
 		{Title: "Requests and jobs", Intro: "What the vault answers to somebody who asks for something. Replication is not touched."},
 		{Title: "VMs and hosts", Intro: "What the source host, its hypervisor and the guest can do to a cut."},
+		{Title: "Hyper-V hosts", Intro: "What a Hyper-V host, its checkpoints and Windows Remote Management can do to a cut."},
 		{Title: "Replication", Intro: "The reasons of an item's health, by the rules of Hyper-V Replica and a few more."},
 		{Title: "Resynchronization", Intro: "Why the replica has to be compared with the source. Tracking goes on and recovery points stay usable meanwhile."},
 		{Title: "Store", Intro: "The objects in which the replicas are kept."},

@@ -75,6 +75,12 @@ type Disk struct {
 	Shared         bool
 	PassThru       bool   // physical disk or LUN handed to the VM
 	Unreplicatable string // non-empty: why its changes can't be tracked; makes the prerequisites check fail
+	Controller     string // scsi, ide, virtio, sata, nvme, …; empty = not known
+	Slot           int    // place on its controller
+	Layout         string // fixed, dynamic, differencing; empty = not known or not a matter of the format
+	Sector         int    // logical sector size, bytes; 0 = not known
+	Allocated      int64  // what it takes on the host, all files of its chain, bytes; 0 = not known
+	Chain          int    // number of files that it is made of; 0 = not known
 }
 
 // NIC is one network adapter of a VM.
@@ -84,6 +90,7 @@ type NIC struct {
 	Network string // libvirt network or switch name; empty for user-mode or none
 	Type    string // network, bridge, user, ...
 	IPs     []string
+	VLAN    int // access VLAN, 0 = untagged
 }
 
 // VM is a discovered virtual machine (protectable item).
@@ -99,8 +106,25 @@ type VM struct {
 	OSType     string // Linux, Windows or empty
 	Disks      []Disk
 	NICs       []NIC
+	Facts      VMFacts
 	Seen       time.Time
 	Gone       bool // no longer reported by its host
+}
+
+// VMFacts is what a host tells about a VM beyond what replication needs, for
+// reports and prerequisites. Empty and zero mean "not known" or "no".
+type VMFacts struct {
+	Version       string // of the configuration: "9.0" on Hyper-V, the machine type on KVM
+	SecureBoot    bool
+	OSName        string // as the guest tells it: "Windows Server 2022 Datacenter"
+	OSVersion     string
+	GuestTools    string // state of integration services or guest agent: ok, degraded, absent, …
+	AppConsistent string // why application-consistent points can't be asked for now; empty = they can
+	Checkpoints   int    // that its users have made
+	Clustered     bool   // a role of a failover cluster: it may move by itself
+	DynamicMemory bool
+	Replicated    string // another replication that it is under: "Hyper-V Replica"
+	Cloud         string // VMM cloud
 }
 
 // ContainerMapping associates a policy with a protection container and names

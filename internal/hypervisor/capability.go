@@ -43,6 +43,28 @@ type Estimator interface {
 	Estimate(ctx context.Context, vm dr.VMID, base string) (int64, error)
 }
 
+// Patcher writes blocks into the existing disk of a VM that is off: what
+// failback into the original VM needs.
+type Patcher interface {
+	// OpenDisk opens a disk of a VM that is off, for reading and writing, and
+	// keeps the VM from being started by this adapter until it is closed.
+	// dr.CodeVMNotFound; dr.CodeInvalidState if the VM is not off or somebody
+	// else has the disk open. Tracking tokens of the VM stay, but what is
+	// written may be missing from the next cut: resynchronize, or begin a new chain.
+	OpenDisk(ctx context.Context, vm dr.VMID, disk string) (WritableDisk, error)
+}
+
+// WritableDisk is a disk that is open for writing. What was written is durable
+// after Flush or Close returned nil; a crash before may leave any mix of old and new blocks.
+type WritableDisk interface {
+	Size() int64
+	ReadAt(ctx context.Context, p []byte, off int64) error
+	// WriteAt stores p; offset and length are multiples of 4096, or reach the end of the disk.
+	WriteAt(ctx context.Context, p []byte, off int64) error
+	Flush(ctx context.Context) error
+	Close() error // idempotent
+}
+
 // ValidateGroup checks what can be checked of a group without the host;
 // adapters call it first.
 func ValidateGroup(reqs []CutRequest) error {

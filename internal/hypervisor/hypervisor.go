@@ -25,6 +25,14 @@ type HostInfo struct {
 	Hypervisor string // product and version, e.g. "QEMU 7.2.22, libvirt 9.0.0"
 	CPUs       int
 	MemoryMB   int
+	Volumes    []Volume // that hold VMs' disks; empty = not known
+}
+
+// Volume is a file system of a host.
+type Volume struct {
+	Path string // where it is mounted, as disk paths begin with it
+	Size int64  // bytes
+	Free int64
 }
 
 // Event is a hint that something about a VM changed; the receiver asks for the

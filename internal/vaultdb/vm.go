@@ -16,6 +16,7 @@ type vmDoc struct {
 	OSType     string   `json:"osType,omitempty"`
 	Disks      []vmDisk `json:"disks,omitempty"`
 	NICs       []vmNIC  `json:"nics,omitempty"`
+	Facts      vmFacts  `json:"facts,omitzero"`
 }
 
 type vmDisk struct {
@@ -27,6 +28,12 @@ type vmDisk struct {
 	Shared         bool   `json:"shared,omitempty"`
 	PassThru       bool   `json:"passThru,omitempty"`
 	Unreplicatable string `json:"unreplicatable,omitempty"`
+	Controller     string `json:"controller,omitempty"`
+	Slot           int    `json:"slot,omitempty"`
+	Layout         string `json:"layout,omitempty"`
+	Sector         int    `json:"sector,omitempty"`
+	Allocated      int64  `json:"allocated,omitempty"`
+	Chain          int    `json:"chain,omitempty"`
 }
 
 type vmNIC struct {
@@ -35,10 +42,25 @@ type vmNIC struct {
 	Network string   `json:"network,omitempty"`
 	Type    string   `json:"type,omitempty"`
 	IPs     []string `json:"ips,omitempty"`
+	VLAN    int      `json:"vlan,omitempty"`
+}
+
+type vmFacts struct {
+	Version       string `json:"version,omitempty"`
+	SecureBoot    bool   `json:"secureBoot,omitempty"`
+	OSName        string `json:"osName,omitempty"`
+	OSVersion     string `json:"osVersion,omitempty"`
+	GuestTools    string `json:"guestTools,omitempty"`
+	AppConsistent string `json:"appConsistent,omitempty"`
+	Checkpoints   int    `json:"checkpoints,omitempty"`
+	Clustered     bool   `json:"clustered,omitempty"`
+	DynamicMemory bool   `json:"dynamicMemory,omitempty"`
+	Replicated    string `json:"replicated,omitempty"`
+	Cloud         string `json:"cloud,omitempty"`
 }
 
 func encodeVM(vm dr.VM) string {
-	d := vmDoc{Generation: vm.Generation, CPUs: vm.CPUs, MemoryMB: vm.MemoryMB, OSType: vm.OSType}
+	d := vmDoc{Generation: vm.Generation, CPUs: vm.CPUs, MemoryMB: vm.MemoryMB, OSType: vm.OSType, Facts: vmFacts(vm.Facts)}
 	for _, x := range vm.Disks {
 		d.Disks = append(d.Disks, vmDisk(x))
 	}
@@ -63,6 +85,7 @@ func scanVM(s scanner) (vm dr.VM, err error) {
 	}
 	vm.Running, vm.Gone, vm.Seen = running != 0, gone != 0, sqldb.Time(seen)
 	vm.Generation, vm.CPUs, vm.MemoryMB, vm.OSType = d.Generation, d.CPUs, d.MemoryMB, d.OSType
+	vm.Facts = dr.VMFacts(d.Facts)
 	for _, x := range d.Disks {
 		vm.Disks = append(vm.Disks, dr.Disk(x))
 	}

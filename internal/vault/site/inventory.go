@@ -87,13 +87,12 @@ func (s *Sites) discover(ctx context.Context, tx *sql.Tx, p vaultdb.Provider, vm
 
 func toVM(w agentapi.VM, p vaultdb.Provider, now time.Time) dr.VM {
 	vm := dr.VM{ID: dr.VMID(vaultdb.Key(w.ID)), Name: w.Name, Fabric: p.Fabric, Agent: p.ID, Running: w.Running, Generation: w.Generation,
-		CPUs: w.CPUs, MemoryMB: w.MemoryMB, OSType: w.OSType, Seen: now}
+		CPUs: w.CPUs, MemoryMB: w.MemoryMB, OSType: w.OSType, Facts: dr.VMFacts(w.Facts), Seen: now}
 	for _, d := range w.Disks {
-		vm.Disks = append(vm.Disks, dr.Disk{ID: d.ID, Path: d.Path, Format: d.Format, Size: d.Size, Boot: d.Boot, Shared: d.Shared,
-			PassThru: d.PassThru, Unreplicatable: d.Unreplicatable})
+		vm.Disks = append(vm.Disks, dr.Disk(d))
 	}
 	for _, n := range w.NICs {
-		vm.NICs = append(vm.NICs, dr.NIC{ID: n.ID, MAC: n.MAC, Network: n.Network, Type: n.Type, IPs: n.IPs})
+		vm.NICs = append(vm.NICs, dr.NIC(n))
 	}
 	return vm
 }
