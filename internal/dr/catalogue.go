@@ -95,6 +95,27 @@ const (
 	CodeThawUnconfirmed   Code = "ThawUnconfirmed"
 )
 
+// The codes of Hyper-V hosts and their VMs.
+const (
+	CodeVMNotOff           Code = "VMNotOff"
+	CodeVMStarting         Code = "VMStateUnstable"
+	CodeMergeRunning       Code = "CheckpointMergeRunning"
+	CodeCheckpointFailed   Code = "CheckpointFailed"
+	CodeCheckpointsOff     Code = "CheckpointsDisabled"
+	CodeConfigurationOld   Code = "ConfigurationVersionTooOld"
+	CodeDiskFormatVHD      Code = "DiskFormatVHD"
+	CodeLogonAsService     Code = "LogOnAsServiceMissing"
+	CodeHostSignIn         Code = "HostSignInFailed"
+	CodeHostAccess         Code = "HostAccessDenied"
+	CodeHostQuota          Code = "HostQuotaReached"
+	CodeVSSFailed          Code = "GuestSnapshotFailed"
+	CodeVMMigrating        Code = "VMMigrating"
+	CodeDiskFileInUse      Code = "DiskFileInUse"
+	CodeDiskFileDamaged    Code = "DiskFileDamaged"
+	CodeSwitchMissing      Code = "VirtualSwitchMissing"
+	CodeShutdownNotOffered Code = "GuestShutdownNotOffered"
+)
+
 // The codes of an item's replication.
 const (
 	CodeEnableFailed        Code = "EnableProtectionFailed"

@@ -1,32 +1,11 @@
 package dr
 
-// The codes of Hyper-V hosts and their VMs.
-const (
-	CodeVMNotOff           Code = "VMNotOff"
-	CodeVMStarting         Code = "VMStateUnstable"
-	CodeMergeRunning       Code = "CheckpointMergeRunning"
-	CodeCheckpointFailed   Code = "CheckpointFailed"
-	CodeCheckpointsOff     Code = "CheckpointsDisabled"
-	CodeConfigurationOld   Code = "ConfigurationVersionTooOld"
-	CodeDiskFormatVHD      Code = "DiskFormatVHD"
-	CodeLogonAsService     Code = "LogOnAsServiceMissing"
-	CodeHostSignIn         Code = "HostSignInFailed"
-	CodeHostAccess         Code = "HostAccessDenied"
-	CodeHostQuota          Code = "HostQuotaReached"
-	CodeVSSFailed          Code = "GuestSnapshotFailed"
-	CodeVMMigrating        Code = "VMMigrating"
-	CodeDiskFileInUse      Code = "DiskFileInUse"
-	CodeDiskFileDamaged    Code = "DiskFileDamaged"
-	CodeSwitchMissing      Code = "VirtualSwitchMissing"
-	CodeShutdownNotOffered Code = "GuestShutdownNotOffered"
-)
-
 // The order of an entry's values is in catalogue_control.go.
 var hypervEntries = [...]Entry{
 	{CodeCheckpointFailed, KindUnavailable, Recoverable, HealthCritical, "Checkpoint failed",
 		"The host could not make, convert or remove a recovery checkpoint.",
 		"The message has the host's own error; the event log Microsoft-Windows-Hyper-V-VMMS-Admin tells more.",
-		"Follow the host's error. 'holdfast agent doctor' makes and removes one checkpoint and says what fails."},
+		"Look into that event log and repair what the host's error names. 'holdfast agent doctor' makes and removes one checkpoint and says what fails."},
 	{CodeMergeRunning, KindConflict, Recoverable, HealthWarning, "Checkpoint merge is running",
 		"The host still merges the disks of an earlier checkpoint, and a new one would make the chain longer.",
 		"'Get-VM' shows the status \"Merging disks\"; the message names the VM.",
@@ -34,7 +13,7 @@ var hypervEntries = [...]Entry{
 	{CodeCheckpointsOff, KindPrecondition, NonRecoverable, HealthCritical, "Checkpoints are disabled",
 		"The VM's settings forbid checkpoints, which replication is made of.",
 		"'Get-VM | Select CheckpointType' shows Disabled.",
-		"Set-VM -Name NAME -CheckpointType Production."},
+		"Run 'Set-VM -Name NAME -CheckpointType Production' on the host."},
 	{CodeConfigurationOld, KindUnsupported, NonRecoverable, HealthCritical, "Configuration version is too old",
 		"Resilient change tracking needs a configuration of version 6.2 or newer.",
 		"'Get-VM | Select Version' shows the version that the message names.",
