@@ -3,6 +3,7 @@ package libvirt_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,7 +77,7 @@ func TestVictim(t *testing.T) {
 	}
 	var reqs []hypervisor.CutRequest
 	for _, id := range strings.Split(os.Getenv("VICTIM_VMS"), ",") {
-		reqs = append(reqs, hypervisor.CutRequest{VM: dr.VMID(id), Disks: strings.Split(os.Getenv("VICTIM_DISKS"), ","), Base: os.Getenv("VICTIM_BASE"), Tag: "victim-" + wanted,
+		reqs = append(reqs, hypervisor.CutRequest{VM: dr.VMID(id), Disks: strings.Split(os.Getenv("VICTIM_DISKS"), ","), Base: os.Getenv("VICTIM_BASE"), Tag: fmt.Sprint("victim-", wanted, "-", os.Getpid()),
 			Offline: os.Getenv("VICTIM_OFFLINE") != "", Quiesce: os.Getenv("VICTIM_QUIESCE") != ""})
 	}
 	if os.Getenv("VICTIM_GROUP") != "" {
@@ -266,7 +267,11 @@ func TestKilledOffline(t *testing.T) {
 	b.must(t, h.Destroy(t.Context(), d.id))
 	b.must(t, h.Close())
 	mark := filepath.Join(dir, "offline", string(d.id))
-	for _, v := range []victim{{stage: "starting", after: 200 * time.Millisecond}, {stage: "started"}, {stage: "open"}} {
+	victims := []victim{{stage: "started"}, {stage: "open"}}
+	for ms := 30; ms <= 300; ms *= 3 { // before, while and after QEMU opens the disks
+		victims = append(victims, victim{stage: "starting", after: time.Duration(ms) * time.Millisecond})
+	}
+	for _, v := range append(victims, victim{stage: "open"}) {
 		v.dir, v.vms, v.disks, v.base, v.offline = dir, []dr.VMID{d.id}, "vda", base, true
 		v.run(t, b)
 		if _, err := os.Stat(mark); err != nil {

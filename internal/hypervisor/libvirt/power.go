@@ -127,6 +127,9 @@ func destroy(ctx context.Context, c *virt.Client, op string, dom golibvirt.Domai
 	if err != nil || !virt.Active(s) {
 		return err
 	}
+	if err := awaitStart(ctx, c, op, dom); err != nil {
+		return err
+	}
 	err = c.Call(ctx, op, "cut the power of VM "+dom.Name, func(l *virt.Conn) error {
 		err := l.DomainDestroyFlags(dom, golibvirt.DomainDestroyGraceful)
 		if virt.Answered(err) && !virt.IsCode(err, golibvirt.ErrNoDomain, golibvirt.ErrOperationInvalid) {
@@ -140,4 +143,22 @@ func destroy(ctx context.Context, c *virt.Client, op string, dom golibvirt.Domai
 		}
 	}
 	return err
+}
+
+// startLimit is how long a start that is under way may take before the VM is destroyed in the midst of it.
+const startLimit = 30 * time.Second
+
+// awaitStart waits for a start that is under way: a QEMU that is ended after it
+// has opened its disks and before it handles signals leaves the bitmaps in the
+// disks marked as in use, and tracking is lost.
+func awaitStart(ctx context.Context, c *virt.Client, op string, dom golibvirt.Domain) error {
+	for end := time.Now().Add(startLimit); ; {
+		starting, err := c.StartingUp(ctx, op, dom)
+		if err != nil || !starting || time.Now().After(end) {
+			return err
+		}
+		if err := virt.Sleep(ctx, 50*time.Millisecond); err != nil {
+			return err
+		}
+	}
 }

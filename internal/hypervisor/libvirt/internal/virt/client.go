@@ -134,6 +134,18 @@ func (c *Client) State(ctx context.Context, op string, dom golibvirt.Domain) (go
 	return golibvirt.DomainState(s), err
 }
 
+// StartingUp reports whether a domain is paused because its start is still under
+// way. QEMU may have opened the disks by then, but does not end orderly yet: a
+// signal would lose its bitmaps.
+func (c *Client) StartingUp(ctx context.Context, op string, dom golibvirt.Domain) (bool, error) {
+	var s, reason int32
+	err := c.Call(ctx, op, "ask for the state of VM "+dom.Name, func(l *Conn) (err error) {
+		s, reason, err = l.DomainGetState(dom, 0)
+		return err
+	})
+	return golibvirt.DomainState(s) == golibvirt.DomainPaused && golibvirt.DomainPausedReason(reason) == golibvirt.DomainPausedStartingUp, err
+}
+
 // Active reports whether a domain in this state has a QEMU process.
 func Active(s golibvirt.DomainState) bool { return s != golibvirt.DomainShutoff }
 
