@@ -88,6 +88,10 @@ func (c counter) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
+// gaveUp is how often a replica gave up a job: because another one had taken
+// over, and because of database trouble.
+type gaveUp struct{ Taken, Infra int64 }
+
 type pollRequest struct {
 	Agent string
 	Have  []string
@@ -156,7 +160,7 @@ func replicaMain(url string) {
 		return true, e.ReportCommand(ctx, q.Agent, q.ID, q.Report)
 	})
 	serve(mux, "/get", func(ctx context.Context, id string) (*Job, error) { return e.Get(ctx, id) })
-	serve(mux, "/taken", func(context.Context, bool) (int64, error) { return log.taken.Load(), nil })
+	serve(mux, "/gave-up", func(context.Context, bool) (gaveUp, error) { return gaveUp{log.taken.Load(), log.infra.Load()}, nil })
 	die((&http.Server{Handler: mux}).Serve(l))
 }
 
