@@ -15,25 +15,27 @@ import (
 // may import its parent (adapters satisfy the parent's contract).
 var floors = map[string]int{
 	"dr": 0, "extent": 0, "objstore": 0, "nbd": 0, "sqldb": 0, "ledger": 0, "pace": 0, "extmap": 0,
-	"job": 1, "agentapi": 1, "armwire": 1, "cut": 1, "hypervisor": 1, "retry": 1,
-	"vaultdb": 2, "authn": 2, "store": 2, "capture": 2, "upload": 2, "armclient": 2, "keyfile": 2,
+	"cim": 0, "vhd": 0, "vhdx": 0, "mshrl": 0,
+	"job": 1, "agentapi": 1, "armwire": 1, "cut": 1, "hypervisor": 1, "retry": 1, "hvsim": 1, "vmm": 1,
+	"vaultdb": 2, "authn": 2, "store": 2, "capture": 2, "upload": 2, "armclient": 2, "keyfile": 2, "readiness": 2, "planner": 2,
 	"hydrate": 3, "compact": 3, "seed": 3,
 	"recovery": 4,
-	"vault":    5, "agent": 5,
+	"vault":    5, "agent": 5, "winservice": 5,
 	"armapi": 6, "portal": 6, "agentgate": 6,
-	"guesttest": 99, "oracle": 99, // imported by tests only
+	"guesttest": 99, "oracle": 99, "winetest": 99, // imported by tests only
 }
 
 // dataPlane never imports controlPlane: capture, upload and a started instant
 // boot keep running while the vault is down.
 var (
 	dataPlane = []string{"extent", "nbd", "hypervisor", "capture", "upload", "hydrate", "recovery", "agent", "cut", "store", "objstore",
-		"pace", "extmap", "retry", "compact", "keyfile", "seed"}
+		"pace", "extmap", "retry", "compact", "keyfile", "seed", "cim", "vhd", "vhdx", "mshrl", "hvsim", "readiness", "planner", "winservice"}
 	controlPlane = map[string]bool{"job": true, "sqldb": true, "vaultdb": true, "vault": true, "armapi": true, "armwire": true, "portal": true, "authn": true, "agentgate": true}
 )
 
 // adapters are imported by cmd, the demo and tests only.
-var adapters = []string{"hypervisor/libvirt", "hypervisor/sim", "objstore/file", "objstore/mem", "objstore/fault", "objstore/s3"}
+var adapters = []string{"hypervisor/libvirt", "hypervisor/sim", "objstore/file", "objstore/mem", "objstore/fault", "objstore/s3",
+	"hypervisor/hyperv", "hypervisor/hyperv/vhdxfiles", "hypervisor/hyperv/virtdisk", "cim/wsman", "cim/com"}
 
 func TestImportsGoDown(t *testing.T) {
 	doc := map[string]bool{}
@@ -67,7 +69,7 @@ func TestImportsGoDown(t *testing.T) {
 				}
 			}
 			for _, a := range adapters {
-				if full == a && rel != a {
+				if full == a && rel != a && !strings.HasPrefix(rel, a+"/") {
 					t.Errorf("%s imports the adapter %s: only cmd wires adapters", path, imp)
 				}
 			}
