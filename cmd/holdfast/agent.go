@@ -24,7 +24,7 @@ import (
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/libvirt"
 	"holdfast/internal/pace"
-	"holdfast/internal/recovery/kvm"
+	"holdfast/internal/recovery/hostsite"
 )
 
 const defaultState = "/var/lib/holdfast/agent"
@@ -225,7 +225,7 @@ func (a *app) agentRun(ctx context.Context, o runOptions) (err error) {
 			return dr.Errorf(dr.KindInternal, "agent.run", "find this program: %w", err)
 		}
 		launcher := &hydrate.Launcher{Root: root, Argv: []string{self, "agent", "serve-point", "--state", state, "--run-dir", runDir}}
-		cfg.Recovery = kvm.New(kvm.Config{Host: host, Servings: launcher, Dir: filepath.Join(dir, "recovery"), Log: log})
+		cfg.Recovery = hostsite.New(hostsite.Config{Host: host, Servings: launcher, Dir: filepath.Join(dir, "recovery"), Log: log})
 	}
 	ag, err := agent.New(cfg)
 	if err != nil {

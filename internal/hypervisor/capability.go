@@ -43,6 +43,13 @@ type Estimator interface {
 	Estimate(ctx context.Context, vm dr.VMID, base string) (int64, error)
 }
 
+// Pulse hears from the guest without a console: Hyper-V's heartbeat.
+type Pulse interface {
+	// Pulse tells whether the guest itself gives a sign of life now, and what it
+	// is. False means only that none has been seen. dr.CodeVMNotFound.
+	Pulse(ctx context.Context, vm dr.VMID) (sign string, alive bool, err error)
+}
+
 // Patcher writes blocks into the existing disk of a VM that is off: what
 // failback into the original VM needs.
 type Patcher interface {

@@ -29,7 +29,7 @@ import (
 	"holdfast/internal/objstore"
 	"holdfast/internal/objstore/httpstore"
 	"holdfast/internal/objstore/mem"
-	"holdfast/internal/recovery/kvm"
+	"holdfast/internal/recovery/hostsite"
 	"holdfast/internal/sqldb"
 	"holdfast/internal/vault"
 )
@@ -257,7 +257,7 @@ func (s *scene) install(name, fabric string, role dr.AgentRole, h *sim.Host, dir
 		}
 		l := &servings{Launcher: hydrate.Launcher{Root: root}, t: t, state: dir, stop: map[string]func(){}}
 		cfg.RunDir = run
-		cfg.Recovery = kvm.New(kvm.Config{Host: h, Servings: l, Dir: filepath.Join(run, "recovery"), Log: s.log})
+		cfg.Recovery = hostsite.New(hostsite.Config{Host: h, Servings: l, Dir: filepath.Join(run, "recovery"), Log: s.log})
 	}
 	a, err := agent.New(cfg)
 	if err != nil {

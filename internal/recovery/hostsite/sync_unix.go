@@ -1,6 +1,6 @@
 //go:build unix
 
-package kvm
+package hostsite
 
 import (
 	"errors"

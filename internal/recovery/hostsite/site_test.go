@@ -1,4 +1,4 @@
-package kvm_test
+package hostsite_test
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/sim"
 	"holdfast/internal/objstore/mem"
-	"holdfast/internal/recovery/kvm"
+	"holdfast/internal/recovery/hostsite"
 	"holdfast/internal/store"
 	"holdfast/internal/store/storetest"
 )
@@ -75,7 +75,7 @@ func (s *servings) Stop(_ context.Context, id string) error {
 }
 
 type stage struct {
-	*kvm.Site
+	*hostsite.Site
 	host    *sim.Host
 	serve   *servings
 	replica *storetest.Replica
@@ -105,7 +105,7 @@ func newStage(t *testing.T) *stage {
 		vm.Print("SeaBIOS (version 1)\r\nBooting from Hard Disk...\r\nLEDGER-ORDER delta=1 ok=true\n")
 	}})
 	t.Cleanup(func() { st.host.Close() })
-	st.Site = kvm.New(kvm.Config{Host: st.host, Servings: st.serve, Dir: st.dir})
+	st.Site = hostsite.New(hostsite.Config{Host: st.host, Servings: st.serve, Dir: st.dir})
 	st.pay = agentapi.BootPayload{Machine: string(r.Machine), Generation: uint32(p.Ref.Gen), N: p.Ref.N, Serving: "s1", VMName: "app-test"}
 	t.Cleanup(func() { st.serve.Stop(context.Background(), "s1") })
 	return st
@@ -235,5 +235,44 @@ func TestForeignVMsAreLeftAlone(t *testing.T) {
 		if err := s.Remove(t.Context(), agentapi.RemovePayload{Serving: bad}); dr.KindOf(err) != dr.KindInvalid {
 			t.Errorf("serving %q: %v", bad, err)
 		}
+	}
+}
+
+// blind is a host without serial consoles, whose guests have a pulse after some looks.
+type blind struct {
+	*sim.Host
+	looks int
+}
+
+func (b *blind) SerialLog(context.Context, dr.VMID, int) ([]byte, error) {
+	return nil, dr.Errorf(dr.KindUnsupported, "test", "there is no console")
+}
+
+func (b *blind) Pulse(context.Context, dr.VMID) (string, bool, error) {
+	b.looks++
+	return "heartbeat", b.looks > 2, nil
+}
+
+// TestVerifyByPulse: where there is no console the guest's heartbeat counts, and
+// a pattern that nobody could look for is refused instead of passed.
+func TestVerifyByPulse(t *testing.T) {
+	t.Parallel()
+	s := newStage(t)
+	h := &blind{Host: s.host}
+	s.Site = hostsite.New(hostsite.Config{Host: h, Servings: s.serve, Dir: s.dir, Image: ".vhdx"})
+	b, err := s.Boot(t.Context(), s.pay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.Verify(t.Context(), agentapi.VerifyPayload{VM: b.VM, TimeoutSeconds: 10})
+	if err != nil || !v.OK || v.Matched != "heartbeat" || h.looks != 3 {
+		t.Errorf("%+v %v after %d looks", v, err, h.looks)
+	}
+	h.looks = -1000
+	if v, err = s.Verify(t.Context(), agentapi.VerifyPayload{VM: b.VM, TimeoutSeconds: 1}); err != nil || v.OK || !strings.Contains(v.Reason, "integration services") {
+		t.Errorf("%+v %v", v, err)
+	}
+	if _, err := s.Verify(t.Context(), agentapi.VerifyPayload{VM: b.VM, ConsolePattern: "login:"}); dr.CodeOf(err) != dr.CodeBootNotVerified {
+		t.Errorf("a pattern without console: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
-// Package kvm brings recovery points up as VMs on a KVM host: a serving
-// process exports the point over NBD, the VM boots at once on local
-// copy-on-write disks above it, and becomes fully local while it runs.
+// Package hostsite brings recovery points up as VMs on a host of a recovery
+// site. A serving process exports the point over NBD. On a KVM host the VM boots
+// at once on local copy-on-write disks above it and becomes fully local while it
+// runs; a Hyper-V host copies the point into VHDX files first.
 //
 // What it promises:
 //
@@ -8,7 +9,7 @@
 //     what is about to be made is recorded before it is made.
 //   - A VM that Site did not make is never changed or removed.
 //   - Nothing here needs the vault once the serving process has opened the point.
-package kvm
+package hostsite
 
 import (
 	"bytes"
@@ -51,6 +52,7 @@ type Config struct {
 	Host     Host
 	Servings Servings
 	Dir      string // records and disk images; QEMU must be able to read it
+	Image    string // how the names of disk images end: .qcow2 (default), .vhdx
 	Log      *slog.Logger
 }
 
@@ -67,6 +69,9 @@ type Site struct {
 func New(cfg Config) *Site {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Image == "" {
+		cfg.Image = ".qcow2"
 	}
 	return &Site{cfg: cfg, locks: map[string]*sync.Mutex{}}
 }
@@ -106,7 +111,7 @@ func (s *Site) imageDir(serving string) string { return filepath.Join(s.cfg.Dir,
 
 // Boot serves the point and starts a VM on it.
 func (s *Site) Boot(ctx context.Context, p agentapi.BootPayload) (agentapi.BootResult, error) {
-	const op = "kvm.Boot"
+	const op = "hostsite.Boot"
 	if p.Serving == "" || p.Serving != filepath.Base(p.Serving) || p.VMName == "" {
 		return agentapi.BootResult{}, dr.Errorf(dr.KindInvalid, op, "boot of serving %q as VM %q: both need a name", p.Serving, p.VMName)
 	}
@@ -175,7 +180,7 @@ func (s *Site) bootSpec(p agentapi.BootPayload, vm cut.VMRecord, disks []hydrate
 	}
 	for _, d := range disks {
 		spec.Disks = append(spec.Disks, hypervisor.BootDisk{
-			ID: d.Name, Size: d.Size, Socket: s.cfg.Servings.Socket(p.Serving), Export: d.Name, Path: filepath.Join(s.imageDir(p.Serving), d.Name+".qcow2"),
+			ID: d.Name, Size: d.Size, Socket: s.cfg.Servings.Socket(p.Serving), Export: d.Name, Path: filepath.Join(s.imageDir(p.Serving), d.Name+s.cfg.Image),
 		})
 	}
 	return spec
@@ -186,7 +191,8 @@ var firmware = regexp.MustCompile(`(?i)^(SeaBIOS|iPXE|Booting from|Boot failed|N
 
 // Verify watches the VM until it has given a sign of life: the pattern on the
 // serial console or, without one, console output of something that is not
-// firmware. OK false with a reason is a result; an error means that the host could not be asked.
+// firmware. Where the host has no serial console, the guest's pulse counts instead
+// (hypervisor.Pulse), and a pattern can't be looked for. OK false with a reason is a result; an error means that the host could not be asked.
 func (s *Site) Verify(ctx context.Context, p agentapi.VerifyPayload) (agentapi.VerifyResult, error) {
 	alive := func(console string) (string, bool) {
 		for line := range strings.Lines(console) {
@@ -200,7 +206,7 @@ func (s *Site) Verify(ctx context.Context, p agentapi.VerifyPayload) (agentapi.V
 	if p.ConsolePattern != "" {
 		re, err := regexp.Compile(p.ConsolePattern)
 		if err != nil {
-			return agentapi.VerifyResult{}, dr.Errorf(dr.KindInvalid, "kvm.Verify", "console pattern %q: %w", p.ConsolePattern, err)
+			return agentapi.VerifyResult{}, dr.Errorf(dr.KindInvalid, "hostsite.Verify", "console pattern %q: %w", p.ConsolePattern, err)
 		}
 		alive = func(console string) (string, bool) {
 			m := re.FindString(console)
@@ -219,12 +225,20 @@ func (s *Site) Verify(ctx context.Context, p agentapi.VerifyPayload) (agentapi.V
 			return res, err
 		}
 		console, err := s.cfg.Host.SerialLog(ctx, dr.VMID(p.VM), 64<<10)
-		if err != nil && dr.KindOf(err) != dr.KindUnsupported {
+		blind := dr.KindOf(err) == dr.KindUnsupported
+		if err != nil && !blind {
 			return res, err
 		}
 		res.Console = tail(printable(console), 4000)
 		res.Seconds = time.Since(start).Seconds()
-		if res.Matched, res.OK = alive(printable(console)); res.OK && state == hypervisor.PowerOn {
+		if blind {
+			if res.Matched, res.OK, err = s.pulse(ctx, p); err != nil {
+				return res, err
+			}
+		} else {
+			res.Matched, res.OK = alive(printable(console))
+		}
+		if res.OK && state == hypervisor.PowerOn {
 			break
 		}
 		res.OK = false
@@ -234,6 +248,9 @@ func (s *Site) Verify(ctx context.Context, p agentapi.VerifyPayload) (agentapi.V
 		}
 		if time.Since(start) > timeout {
 			res.Reason = "no sign of life on the console within " + timeout.String()
+			if blind {
+				res.Reason = "no sign of life from the guest's integration services within " + timeout.String()
+			}
 			break
 		}
 		select {
@@ -248,6 +265,15 @@ func (s *Site) Verify(ctx context.Context, p agentapi.VerifyPayload) (agentapi.V
 		s.cfg.Log.Warn("no console screenshot", "vm", p.VM, "err", err)
 	}
 	return res, nil
+}
+
+// pulse asks for the guest's sign of life where there is no console to read.
+func (s *Site) pulse(ctx context.Context, p agentapi.VerifyPayload) (string, bool, error) {
+	h, ok := s.cfg.Host.(hypervisor.Pulse)
+	if !ok || p.ConsolePattern != "" {
+		return "", false, dr.New(dr.KindUnsupported, dr.CodeBootNotVerified, "hostsite.Verify", "VM %s has no serial console that could be watched", p.VM)
+	}
+	return h.Pulse(ctx, dr.VMID(p.VM))
 }
 
 func printable(b []byte) string {
@@ -322,7 +348,7 @@ func (s *Site) MakeLocal(ctx context.Context, p agentapi.VMPayload, progress fun
 
 // Remove destroys the VM that Boot made for the serving, its disks and its serving process.
 func (s *Site) Remove(ctx context.Context, p agentapi.RemovePayload) error {
-	const op = "kvm.Remove"
+	const op = "hostsite.Remove"
 	if p.Serving == "" || p.Serving != filepath.Base(p.Serving) {
 		return dr.Errorf(dr.KindInvalid, op, "%q is not the id of a serving", p.Serving)
 	}
@@ -361,7 +387,7 @@ func (s *Site) State(ctx context.Context, p agentapi.VMPayload) (agentapi.PowerR
 }
 
 func (s *Site) save(rec record) error {
-	const op = "kvm.save"
+	const op = "hostsite.save"
 	path := s.recordPath(rec.Serving)
 	raw, err := json.MarshalIndent(rec, "", "  ")
 	if err != nil {
@@ -388,7 +414,7 @@ func (s *Site) save(rec record) error {
 }
 
 func (s *Site) load(serving string) (record, error) {
-	const op = "kvm.load"
+	const op = "hostsite.load"
 	var rec record
 	raw, err := os.ReadFile(s.recordPath(serving))
 	if errors.Is(err, os.ErrNotExist) {
@@ -405,7 +431,7 @@ func (s *Site) load(serving string) (record, error) {
 
 // byVM finds the record of a VM.
 func (s *Site) byVM(vm string) (record, error) {
-	const op = "kvm.byVM"
+	const op = "hostsite.byVM"
 	entries, err := os.ReadDir(filepath.Join(s.cfg.Dir, "records"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return record{}, dr.Errorf(dr.KindUnavailable, op, "list records: %w", err)
