@@ -128,7 +128,7 @@ func ParsePath(s string) (Path, error) {
 		i = len(rest)
 	}
 	p.Class, rest = rest[:i], rest[i:]
-	if p.Class == "" || strings.ContainsAny(p.Class, " \"'{}") {
+	if p.Class == "" || strings.ContainsAny(p.Class, " \"'{}:,") {
 		return Path{}, fmt.Errorf("cim: object path %q names no class", s)
 	}
 	if rest == "" {

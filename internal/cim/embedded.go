@@ -158,42 +158,40 @@ func Parse(typ, s string) (Value, error) { return scalar(typ, s) }
 // ParseArray converts texts to an array of the CIM type name.
 func ParseArray(typ string, list []string) (Value, error) { return array(typ, list) }
 
+// scalar converts by the type's name; a name that is none of CIM's is text.
 func scalar(typ, s string) (Value, error) {
-	t := strings.ToLower(typ)
 	num := strings.TrimSpace(s)
-	bits := func(prefix string) int { n, _ := strconv.Atoi(strings.TrimPrefix(t, prefix)); return n }
-	switch {
-	case t == "boolean":
-		b, err := strconv.ParseBool(strings.ToLower(num))
-		return b, err
-	case t == "datetime":
+	switch strings.ToLower(typ) {
+	case "boolean":
+		return strconv.ParseBool(strings.ToLower(num))
+	case "datetime":
 		return DateTime(num), nil
-	case strings.HasPrefix(t, "uint"):
-		n, err := strconv.ParseUint(num, 10, bits("uint"))
-		switch bits("uint") {
-		case 8:
-			return uint8(n), err
-		case 16:
-			return uint16(n), err
-		case 32:
-			return uint32(n), err
-		}
-		return n, err
-	case strings.HasPrefix(t, "sint"):
-		n, err := strconv.ParseInt(num, 10, bits("sint"))
-		switch bits("sint") {
-		case 8:
-			return int8(n), err
-		case 16:
-			return int16(n), err
-		case 32:
-			return int32(n), err
-		}
-		return n, err
-	case t == "real32":
+	case "uint8":
+		n, err := strconv.ParseUint(num, 10, 8)
+		return uint8(n), err
+	case "uint16":
+		n, err := strconv.ParseUint(num, 10, 16)
+		return uint16(n), err
+	case "uint32":
+		n, err := strconv.ParseUint(num, 10, 32)
+		return uint32(n), err
+	case "uint64":
+		return strconv.ParseUint(num, 10, 64)
+	case "sint8":
+		n, err := strconv.ParseInt(num, 10, 8)
+		return int8(n), err
+	case "sint16":
+		n, err := strconv.ParseInt(num, 10, 16)
+		return int16(n), err
+	case "sint32":
+		n, err := strconv.ParseInt(num, 10, 32)
+		return int32(n), err
+	case "sint64":
+		return strconv.ParseInt(num, 10, 64)
+	case "real32":
 		f, err := strconv.ParseFloat(num, 32)
 		return float32(f), err
-	case t == "real64":
+	case "real64":
 		return strconv.ParseFloat(num, 64)
 	}
 	return s, nil
