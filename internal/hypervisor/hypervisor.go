@@ -14,6 +14,7 @@ package hypervisor
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"holdfast/internal/dr"
@@ -193,6 +194,31 @@ type BootSpec struct {
 	// UUID, and new MACs where it could meet the original's.
 	KeepUUID bool
 	Network  string // "" = all NICs with link down; a network name; or IsolatedNetwork
+	// Adapters, if not empty, says for each NIC by itself how it is connected, in
+	// place of Network: see NIC.
+	Adapters []BootNIC
+}
+
+// BootNIC is how one NIC of a recovery VM is connected.
+type BootNIC struct {
+	MAC     string // of the source VM's NIC, however it is written
+	Network string // "" = link down; a network name
+	VLAN    int    // access VLAN, 0 = untagged; hosts whose networks have no VLANs ignore it
+}
+
+// NIC is how the NIC of the source VM with that address is connected. One that
+// Adapters does not list is not.
+func (s BootSpec) NIC(mac string) BootNIC {
+	if len(s.Adapters) == 0 {
+		return BootNIC{MAC: mac, Network: s.Network}
+	}
+	plain := strings.NewReplacer(":", "", "-", "", ".", "").Replace
+	for _, a := range s.Adapters {
+		if mac != "" && strings.EqualFold(plain(a.MAC), plain(mac)) {
+			return a
+		}
+	}
+	return BootNIC{MAC: mac}
 }
 
 // IsolatedNetwork as BootSpec.Network asks for a private network that reaches

@@ -477,11 +477,17 @@ func testPowerAndTokens(t *testing.T, f *Fixture) {
 	m.scribble(t, 1)
 	c = f.begin(t, base, "p3")
 	f.PowerOff(t)
-	if err := c.ReadAt(ctx, f.Disks[0], make([]byte, 4096), 0); err == nil {
-		t.Error("a cut of a stopped VM can be read")
-	}
-	if err := c.Extents(ctx, f.Disks[0], 0, 1<<20, func(hypervisor.Range) error { return nil }); err == nil {
-		t.Error("extents of a cut of a stopped VM")
+	if f.SurvivesStop {
+		frozen := make([]byte, len(m.now[f.Disks[0]]))
+		ok(t, c.ReadAt(ctx, f.Disks[0], frozen, 0))
+		replica{f.Disks[0]: frozen}.mustEqual(t, map[string][]byte{f.Disks[0]: m.now[f.Disks[0]]}, "cut of a stopped VM")
+	} else {
+		if err := c.ReadAt(ctx, f.Disks[0], make([]byte, 4096), 0); err == nil {
+			t.Error("a cut of a stopped VM can be read")
+		}
+		if err := c.Extents(ctx, f.Disks[0], 0, 1<<20, func(hypervisor.Range) error { return nil }); err == nil {
+			t.Error("extents of a cut of a stopped VM")
+		}
 	}
 	ok(t, c.Abort(ctx))
 	ok(t, f.Host.Start(ctx, f.VM))
@@ -516,18 +522,19 @@ func testGrowAndTrim(t *testing.T, f *Fixture) {
 	m := newModel(t, f, 9)
 	m.scribble(t, 6)
 	d := f.Disks[0]
-	block := make([]byte, 256<<10)
+	block := make([]byte, max(256<<10, f.TrimUnit))
 	for i := range block {
 		block[i] = 0xa5
 	}
-	m.write(t, d, 1<<20, block)
+	at := max(1<<20, f.TrimUnit)
+	m.write(t, d, at, block)
 	c := f.begin(t, "", "g0")
 	r := replica{}
 	r.apply(t, ctx, c)
 	ok(t, c.End(ctx))
 
-	f.Trim(t, d, 1<<20, int64(len(block)))
-	clear(m.now[d][1<<20 : 1<<20+len(block)])
+	f.Trim(t, d, at, int64(len(block)))
+	clear(m.now[d][at : at+int64(len(block))])
 	c2 := f.begin(t, c.Info().Token, "g1")
 	zero := int64(0)
 	for _, x := range ranges(t, ctx, c2, d) {
@@ -545,13 +552,14 @@ func testGrowAndTrim(t *testing.T, f *Fixture) {
 	old := int64(len(m.now[d]))
 	f.Grow(t, d, old+3<<20)
 	m.now[d] = append(m.now[d], make([]byte, 3<<20)...)
-	m.write(t, d, old+1<<20, block)
+	m.write(t, d, old+1<<20, block[:256<<10])
 	c3 := f.begin(t, c2.Info().Token, "g2")
 	for _, x := range ranges(t, ctx, c3, d) {
 		if x.Off+x.Len > old && !x.Changed {
 			t.Errorf("range %d+%d of a disk that has grown from %d is not changed", x.Off, x.Len, old)
 		}
 	}
+	whole(t, c3, map[bool][]string{true: {d}}[f.GrowIsWhole]...)
 	r.apply(t, ctx, c3)
 	r.mustEqual(t, m.now, "cut of a grown disk")
 	ok(t, c3.End(ctx))

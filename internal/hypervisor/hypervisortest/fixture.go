@@ -67,6 +67,18 @@ type Fixture struct {
 	Replace func(t testing.TB, disk string, size int64)
 	// Shrink makes a disk smaller.
 	Shrink func(t testing.TB, disk string, size int64)
+	// NewDisk is the id that AddDisk is called with; "" = "vdd".
+	NewDisk string
+
+	// What a platform honestly does in another way than KVM. None of it weakens
+	// what a replica has to be equal to.
+	SurvivesStop bool   // an open cut stays readable, and right, when the VM stops
+	GrowIsWhole  bool   // a disk that has grown loses its history
+	BootCopies   bool   // Boot copies the disks before the VM starts; nothing is left for MakeLocal
+	NoConsole    bool   // no screenshots and no serial log: dr.KindUnsupported
+	Image        string // extension of local images; "" = ".qcow2"
+	TrimUnit     int64  // what a discard has to cover to show as zeroes; 0 = 64 KiB
+
 	// Tracking lists Holdfast's tracking tokens that the running VM still has in whatever form, also broken ones.
 	Tracking func(t testing.TB) []string
 }
@@ -81,6 +93,13 @@ func (f *Fixture) limit(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+func (f *Fixture) image() string {
+	if f.Image == "" {
+		return ".qcow2"
+	}
+	return f.Image
 }
 
 // wantCode fails unless err has the code.

@@ -50,6 +50,7 @@ func Run(t *testing.T, open func(t *testing.T) *Fixture) {
 		{"Boot", testBoot},
 		{"BootRefusals", testBootRefusals},
 		{"MakeLocalResumes", testMakeLocalResumes},
+		{"Patcher", testPatcher},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.fn(t, open(t)) })
 	}
@@ -255,7 +256,7 @@ func (f *Fixture) bootSpec(t testing.TB, name string) (spec hypervisor.BootSpec,
 		d := &memoryDevice{data: make([]byte, 6<<20)}
 		_, _ = rng.Read(d.data[1<<20 : 3<<20])
 		devices["rp/"+id] = d
-		spec.Disks = append(spec.Disks, hypervisor.BootDisk{ID: id, Size: int64(len(d.data)), Export: "rp/" + id, Path: filepath.Join(f.Dir, name, id+".qcow2")})
+		spec.Disks = append(spec.Disks, hypervisor.BootDisk{ID: id, Size: int64(len(d.data)), Export: "rp/" + id, Path: filepath.Join(f.Dir, name, id+f.image())})
 	}
 	socket, stop := serve(t, f.Dir, devices)
 	for i := range spec.Disks {
@@ -294,13 +295,7 @@ func testBoot(t *testing.T, f *Fixture) {
 	if again != id {
 		t.Errorf("a second Boot made %s, want %s", again, id)
 	}
-	shot, err := f.Host.Screenshot(ctx, id)
-	ok(t, err)
-	if img, err := png.Decode(bytes.NewReader(shot)); err != nil || img.Bounds().Dx() < 16 {
-		t.Errorf("the screenshot is no picture: %v", err)
-	}
-	_, err = f.Host.SerialLog(ctx, id, 4096)
-	ok(t, err)
+	f.console(t, id)
 	wantCode(t, f.Host.Remove(ctx, id, "somebody"), dr.CodeOperationNotAllowed)
 
 	var last, total int64
@@ -334,6 +329,24 @@ func testBoot(t *testing.T, f *Fixture) {
 	}
 	_, err = f.Host.State(ctx, id)
 	wantCode(t, err, dr.CodeVMNotFound)
+}
+
+// console looks at a running VM.
+func (f *Fixture) console(t testing.TB, id dr.VMID) {
+	t.Helper()
+	shot, err := f.Host.Screenshot(f.limit(t), id)
+	if f.NoConsole {
+		wantKind(t, err, dr.KindUnsupported)
+		_, err = f.Host.SerialLog(f.limit(t), id, 4096)
+		wantKind(t, err, dr.KindUnsupported)
+		return
+	}
+	ok(t, err)
+	if img, err := png.Decode(bytes.NewReader(shot)); err != nil || img.Bounds().Dx() < 16 {
+		t.Errorf("the screenshot is no picture: %v", err)
+	}
+	_, err = f.Host.SerialLog(f.limit(t), id, 4096)
+	ok(t, err)
 }
 
 func testBootRefusals(t *testing.T, f *Fixture) {
@@ -400,6 +413,10 @@ func testMakeLocalResumes(t *testing.T, f *Fixture) {
 	ctx := f.limit(t)
 	spec, devices, stop := f.bootSpec(t, "replica-c")
 	spec.Network = hypervisor.IsolatedNetwork
+	if f.BootCopies {
+		f.bootCopies(t, spec, devices, stop)
+		return
+	}
 	id, err := f.Host.Boot(ctx, spec)
 	ok(t, err)
 	t.Cleanup(func() { ok(t, f.Host.Remove(f.limit(t), id, spec.Owner)) })
@@ -428,4 +445,112 @@ func testMakeLocalResumes(t *testing.T, f *Fixture) {
 			t.Errorf("disk %s of the recovery VM is not the recovery point", d.ID)
 		}
 	}
+}
+
+// bootCopies: Boot itself fails where the recovery point can't be read or time is
+// up, leaves nothing, and succeeds when called again; then all is local.
+func (f *Fixture) bootCopies(t *testing.T, spec hypervisor.BootSpec, devices map[string]*memoryDevice, stop func()) {
+	ctx := f.limit(t)
+	gone := func(after string) {
+		t.Helper()
+		for _, d := range spec.Disks {
+			if _, err := os.Stat(d.Path); !os.IsNotExist(err) {
+				t.Errorf("%s is left over after %s: %v", d.Path, after, err)
+			}
+		}
+		vms, err := f.Host.Inventory(ctx)
+		ok(t, err)
+		if slices.ContainsFunc(vms, func(v dr.VM) bool { return v.Name == spec.Name }) {
+			t.Errorf("the VM is left over after %s", after)
+		}
+	}
+	for _, d := range devices {
+		d.set(false, 300*time.Millisecond)
+	}
+	short, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := f.Host.Boot(short, spec); dr.KindOf(err) != dr.KindUnavailable {
+		t.Errorf("Boot past its deadline: %v", err)
+	}
+	gone("a deadline")
+	for _, d := range devices {
+		d.set(true, 0)
+	}
+	_, err := f.Host.Boot(ctx, spec)
+	wantKind(t, err, dr.KindUnavailable)
+	gone("an error")
+	for _, d := range devices {
+		d.set(false, 0)
+	}
+	id, err := f.Host.Boot(ctx, spec)
+	ok(t, err)
+	t.Cleanup(func() { ok(t, f.Host.Remove(f.limit(t), id, spec.Owner)) })
+	stop()
+	ok(t, f.Host.MakeLocal(ctx, id, nil))
+	ok(t, f.Host.Destroy(ctx, id))
+	for _, d := range spec.Disks {
+		if got := f.Content(t, id, d.ID, d.Path); !bytes.Equal(got, devices[d.Export].data) {
+			t.Errorf("disk %s of the recovery VM is not the recovery point", d.ID)
+		}
+	}
+}
+
+// testPatcher writes into the disk of a VM that is off. Hosts that can't are skipped.
+func testPatcher(t *testing.T, f *Fixture) {
+	p, has := f.Host.(hypervisor.Patcher)
+	if !has {
+		t.Skip("the host can't patch disks")
+	}
+	ctx := f.limit(t)
+	m := newModel(t, f, 16)
+	m.scribble(t, 3)
+	id := f.Disks[0]
+	_, err := p.OpenDisk(ctx, f.VM, id)
+	wantCode(t, err, dr.CodeVMNotOff)
+	_, err = p.OpenDisk(ctx, unknownVM, id)
+	wantCode(t, err, dr.CodeVMNotFound)
+	c := f.begin(t, "", "patch0")
+	ok(t, c.End(ctx))
+	base := c.Info().Token
+
+	f.PowerOff(t)
+	_, err = p.OpenDisk(ctx, f.VM, "nodisk")
+	wantCode(t, err, dr.CodeNotFound)
+	d, err := p.OpenDisk(ctx, f.VM, id)
+	ok(t, err)
+	if d.Size() != int64(len(m.now[id])) {
+		t.Errorf("the open disk has %d bytes, want %d", d.Size(), len(m.now[id]))
+	}
+	if _, err := p.OpenDisk(ctx, f.VM, id); err == nil {
+		t.Error("a disk was opened twice")
+	}
+	if err := f.Host.Start(ctx, f.VM); err == nil {
+		t.Error("the VM was started while its disk is open")
+	}
+	got := make([]byte, d.Size())
+	ok(t, d.ReadAt(ctx, got, 0))
+	if !bytes.Equal(got, m.now[id]) {
+		t.Error("the open disk is not the guest's")
+	}
+	wantKind(t, d.WriteAt(ctx, make([]byte, 4096), d.Size()), dr.KindInvalid)
+	for _, off := range []int64{0, 1 << 20, d.Size() - 4096} {
+		b := bytes.Repeat([]byte{byte(off>>16) + 7}, 4096)
+		ok(t, d.WriteAt(ctx, b, off))
+		copy(m.now[id][off:], b)
+	}
+	ok(t, d.Flush(ctx))
+	ok(t, d.Close())
+	ok(t, d.Close())
+	ok(t, f.Host.Start(ctx, f.VM))
+
+	// A cut since the old token may lack the patch unless the disk is Whole; a new chain has it.
+	c, err = f.Host.BeginCut(ctx, hypervisor.CutRequest{VM: f.VM, Disks: f.Disks, Tag: "patch1"})
+	ok(t, err)
+	r := replica{}
+	r.apply(t, ctx, c)
+	r.mustEqual(t, m.now, "cut after a patch")
+	ok(t, c.End(ctx))
+	ok(t, f.Host.Forget(ctx, f.VM, nil))
+	_, err = f.Host.BeginCut(ctx, hypervisor.CutRequest{VM: f.VM, Disks: f.Disks, Base: base, Tag: "patch2"})
+	wantCode(t, err, dr.CodeTrackingLost)
 }

@@ -77,7 +77,10 @@ func testShape(t *testing.T, f *Fixture) {
 	s.cut(t, "first cut", s.disks...)
 	s.cut(t, "incremental cut")
 
-	const added = "vdd"
+	added := f.NewDisk
+	if added == "" {
+		added = "vdd"
+	}
 	f.AddDisk(t, added, 5<<20)
 	s.disks = append(s.disks, added)
 	s.m.now[added] = make([]byte, 5<<20)
@@ -169,7 +172,24 @@ func testEstimate(t *testing.T, f *Fixture) {
 	base = c.Info().Token
 	before := estimate()
 	f.Grow(t, f.Disks[0], old+2<<20)
-	if n := estimate(); n != before+2<<20 {
+	grown := before + 2<<20
+	if f.GrowIsWhole { // what the other disks change, and all of this one
+		c, err := f.Host.BeginCut(ctx, hypervisor.CutRequest{VM: f.VM, Disks: f.Disks, Base: base, Tag: "grown"})
+		ok(t, err)
+		grown = 0
+		for _, d := range c.Info().Disks {
+			for _, x := range ranges(t, ctx, c, d.ID) {
+				if x.Changed {
+					grown += x.Len
+				}
+			}
+		}
+		ok(t, c.Abort(ctx))
+		if grown < old+2<<20 {
+			t.Errorf("%d bytes of a cut with a grown disk of %d are changed", grown, old+2<<20)
+		}
+	}
+	if n := estimate(); n != grown {
 		t.Errorf("%d bytes are estimated of a disk grown by 2 MiB, %d before", n, before)
 	}
 	_, err := e.Estimate(ctx, f.VM, "hf-never")
@@ -180,8 +200,8 @@ func testEstimate(t *testing.T, f *Fixture) {
 	_, err = e.Estimate(ctx, f.VM, base)
 	wantCode(t, err, dr.CodeVMNotRunning)
 	ok(t, f.Host.Start(ctx, f.VM))
-	if n := estimate(); n != before+2<<20 {
-		t.Errorf("%d bytes are estimated after stop and start, %d before", n, before+2<<20)
+	if n := estimate(); n != grown {
+		t.Errorf("%d bytes are estimated after stop and start, %d before", n, grown)
 	}
 	f.Crash(t)
 	ok(t, f.Host.Start(ctx, f.VM))

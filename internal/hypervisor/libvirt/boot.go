@@ -153,8 +153,16 @@ func (m *machines) plan(ctx context.Context, spec hypervisor.BootSpec) (domxml.P
 	_, err = exec.LookPath("swtpm")
 	p.Caps.SWTPM = err == nil
 	p.Caps.Privileged = !m.virt.Session()
-	p.Network, err = m.network(ctx, spec.Network)
-	return p, err
+	if p.Network, err = m.network(ctx, spec.Network); err != nil {
+		return p, err
+	}
+	p.Attach = map[string]string{}
+	for _, a := range spec.Adapters {
+		if p.Attach[a.Network], err = m.network(ctx, a.Network); err != nil {
+			return p, err
+		}
+	}
+	return p, nil
 }
 
 // network resolves BootSpec.Network to the name of a network that is active.

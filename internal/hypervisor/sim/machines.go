@@ -158,6 +158,17 @@ func (h *Host) Boot(ctx context.Context, spec hypervisor.BootSpec) (_ dr.VMID, e
 // connectNICs maps the NICs to the network asked for.
 func (w *world) connectNICs(spec hypervisor.BootSpec) ([]dr.NIC, error) {
 	nics := slices.Clone(spec.Config.VM.NICs)
+	if len(spec.Adapters) > 0 {
+		for i := range nics {
+			n := spec.NIC(nics[i].MAC)
+			if nics[i].Network, nics[i].Type, nics[i].VLAN = n.Network, "network", n.VLAN; n.Network == "" {
+				nics[i].Type = "down"
+			} else if !slices.ContainsFunc(w.cfg.Networks, func(x hypervisor.Network) bool { return x.Name == n.Network }) {
+				return nil, dr.New(dr.KindNotFound, dr.CodeNotFound, "sim.Boot", "host %s has no network %q", w.cfg.Name, n.Network)
+			}
+		}
+		return nics, nil
+	}
 	switch spec.Network {
 	case "":
 		for i := range nics {

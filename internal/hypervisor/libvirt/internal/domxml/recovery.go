@@ -67,6 +67,8 @@ type Plan struct {
 	Accel   string // "kvm", "tcg", or "" for KVM if the host has it
 	Caps    Capabilities
 	Network string                 // libvirt network, or UserNetwork; "" = link down
+	// Attach has the same for the networks of Spec.Adapters.
+	Attach map[string]string
 	Exists  func(path string) bool // of files on this host
 }
 
@@ -363,16 +365,20 @@ func (p Plan) disks(root *Node) error {
 func (p Plan) interfaces(root *Node) {
 	keepMAC := p.Spec.KeepUUID || p.Spec.Network == "" || p.Spec.Network == hypervisor.IsolatedNetwork
 	for _, n := range root.At("devices").All("interface") {
+		network := p.Network
+		if len(p.Spec.Adapters) > 0 {
+			network = p.Attach[p.Spec.NIC(n.At("mac").Get("address")).Network]
+		}
 		n.DropIf(func(k *Node) bool {
 			return !slices.Contains([]string{"mac", "model", "address", "boot", "rom", "mtu"}, k.Name) || k.Name == "mac" && !keepMAC
 		})
 		n.Attrs = nil
 		switch {
-		case p.Network == UserNetwork && !p.Caps.Privileged:
+		case network == UserNetwork && !p.Caps.Privileged:
 			n.Set("type", "user")
-		case p.Network != "":
+		case network != "":
 			n.Set("type", "network")
-			n.With(El("source", "network", p.Network))
+			n.With(El("source", "network", network))
 		default:
 			// Not type 'null', which looks made for this: it crashes the daemon of libvirt 9.0.
 			n.Set("type", "user")
