@@ -31,6 +31,7 @@ import (
 	"holdfast/internal/agent/assignment"
 	"holdfast/internal/agent/channel"
 	"holdfast/internal/agent/journal"
+	"holdfast/internal/agent/managed"
 	"holdfast/internal/agent/state"
 	"holdfast/internal/agentapi"
 	"holdfast/internal/capture"
@@ -39,6 +40,7 @@ import (
 	"holdfast/internal/objstore/httpstore"
 	"holdfast/internal/pace"
 	"holdfast/internal/upload"
+	"holdfast/internal/vmm"
 )
 
 // RecoverySite runs VMs from recovery points. Every method is idempotent by the
@@ -73,8 +75,9 @@ func ServingRoot(stateDir, runDir string) (string, error) { return state.Serving
 type Config struct {
 	StateDir string          // as given to Register
 	RunDir   string          // for sockets of servings where StateDir's path is long; "" = StateDir
-	Host     hypervisor.Host // closed by the caller, after Close
+	Host     hypervisor.Host // closed by the caller, after Close; nil only with VMM: this machine has no hypervisor
 	Recovery RecoverySite    // nil: this host runs no recovery VMs
+	VMM      vmm.Inventory   // nil: this is not the agent of a VMM server
 	Roles    []dr.AgentRole  // empty = those that were registered
 	Version  string          // of the program
 	// Bandwidth bounds all uploads together; the first rule whose window is open
@@ -95,7 +98,7 @@ type Config struct {
 func (c Config) Validate() error {
 	const op = "agent.New"
 	switch {
-	case c.StateDir == "" || c.Host == nil:
+	case c.StateDir == "" || c.Host == nil && c.VMM == nil:
 		return dr.Errorf(dr.KindInvalid, op, "state directory and host must be set")
 	case c.SpoolLimit < 0:
 		return dr.Errorf(dr.KindInvalid, op, "the spool limit is negative")
@@ -147,6 +150,8 @@ type Agent struct {
 	log  *slog.Logger
 	want chan struct{} // an inventory is wanted
 
+	wantVMM chan struct{} // what VMM manages is wanted
+
 	creds    *channel.Credentials
 	client   *channel.Client
 	data     *channel.Transport
@@ -166,6 +171,7 @@ type Agent struct {
 	closed      bool
 	statusEvery time.Duration
 	inventoryMu sync.Mutex // one inventory at a time
+	vmmMu       sync.Mutex // one question to VMM at a time
 }
 
 // New returns an Agent; it does no I/O.
@@ -177,10 +183,13 @@ func New(cfg Config) (*Agent, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	cfg.every.defaults()
+	if cfg.Host == nil {
+		cfg.Host = managed.None{}
+	}
 	if cfg.newReplicator == nil {
 		cfg.newReplicator = func(c capture.Config) (replicator, error) { return capture.New(c) }
 	}
-	return &Agent{cfg: cfg, log: cfg.Log, want: make(chan struct{}, 1), statusEvery: cfg.every.status}, nil
+	return &Agent{cfg: cfg, log: cfg.Log, want: make(chan struct{}, 1), wantVMM: make(chan struct{}, 1), statusEvery: cfg.every.status}, nil
 }
 
 // Start locks the state directory, begins to replicate what is assigned, and
@@ -245,7 +254,7 @@ func (a *Agent) Start(ctx context.Context) (err error) {
 	}
 	a.started = true
 	a.wantInventory()
-	for _, loop := range []func(context.Context){a.pollLoop, a.statusLoop, a.inventoryLoop, a.watchLoop, a.certificateLoop, a.sweepLoop} {
+	for _, loop := range []func(context.Context){a.pollLoop, a.statusLoop, a.inventoryLoop, a.watchLoop, a.certificateLoop, a.sweepLoop, a.vmmLoop} {
 		a.wg.Go(func() { loop(a.ctx) })
 	}
 	a.log.Info("agent started", "agent", id.AgentID, "vault", id.VaultURL, "site", id.FabricName)
@@ -383,6 +392,7 @@ func (a *Agent) pollLoop(ctx context.Context) {
 		if ch.down {
 			a.log.Info("the vault answers again", "after", time.Since(ch.since).Round(time.Second))
 			a.wantInventory()
+			wake(a.wantVMM)
 		}
 		ch.down, ch.pause = false, backoff{}
 		if skew := time.Until(res.ServerTime) + held/2; !res.ServerTime.IsZero() && (skew > time.Minute || skew < -time.Minute) && time.Since(skewed) > time.Hour {
@@ -430,6 +440,7 @@ func (a *Agent) work(res agentapi.PollResponse) bool {
 	}
 	if res.WantInventory {
 		a.wantInventory()
+		wake(a.wantVMM)
 	}
 	if res.StatusSeconds > 0 {
 		a.mu.Lock()

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"time"
 
@@ -31,8 +32,10 @@ func handle[P any](do func(ctx context.Context, p P, progress progressFunc) (any
 // handlers is what this agent can do.
 func (a *Agent) handlers() map[agentapi.CommandKind]handler {
 	h := map[agentapi.CommandKind]handler{
-		agentapi.CmdRefreshInventory: handle(func(ctx context.Context, _ struct{}, _ progressFunc) (any, error) { return nil, a.sendInventory(ctx) }),
-		agentapi.CmdShutdownVM:       handle(a.shutdownVM),
+		agentapi.CmdRefreshInventory: handle(func(ctx context.Context, _ struct{}, _ progressFunc) (any, error) {
+			return nil, errors.Join(a.sendInventory(ctx), a.sendVMM(ctx))
+		}),
+		agentapi.CmdShutdownVM: handle(a.shutdownVM),
 		agentapi.CmdStartVM: handle(func(ctx context.Context, p agentapi.VMPayload, _ progressFunc) (any, error) {
 			return nil, a.cfg.Host.Start(ctx, dr.VMID(p.VM))
 		}),

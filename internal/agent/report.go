@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"time"
 
+	"holdfast/internal/agent/managed"
 	"holdfast/internal/agentapi"
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
@@ -34,11 +35,55 @@ func (a *Agent) statusLoop(ctx context.Context) {
 }
 
 // wantInventory asks for an inventory soon.
-func (a *Agent) wantInventory() {
+func (a *Agent) wantInventory() { wake(a.want) }
+
+func wake(c chan<- struct{}) {
 	select {
-	case a.want <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
+}
+
+// vmmLoop tells the vault what VMM manages: at the start, when it is wanted, and
+// from time to time. The hypervisor's events do not count: VMM is slow to ask.
+func (a *Agent) vmmLoop(ctx context.Context) {
+	if a.cfg.VMM == nil {
+		return
+	}
+	failed := false
+	for ctx.Err() == nil {
+		switch err := a.sendVMM(ctx); {
+		case ctx.Err() != nil:
+			return
+		case err != nil && !failed:
+			failed = true
+			a.log.Warn("what VMM manages was not sent; it is tried again", "err", err, "code", dr.CodeOf(err), "hint", dr.HintOf(err))
+		case err == nil && failed:
+			failed = false
+			a.log.Info("what VMM manages is sent again")
+		}
+		t := time.NewTimer(a.cfg.every.inventory)
+		select {
+		case <-ctx.Done():
+		case <-a.wantVMM:
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+// sendVMM asks VMM and tells the vault. One at a time; VMM bounds itself.
+func (a *Agent) sendVMM(ctx context.Context) error {
+	if a.cfg.VMM == nil {
+		return nil
+	}
+	a.vmmMu.Lock()
+	defer a.vmmMu.Unlock()
+	s, err := a.cfg.VMM.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	return a.client.VMM(ctx, managed.Report(s))
 }
 
 // inventoryLoop sends the inventory when it is wanted and from time to time.

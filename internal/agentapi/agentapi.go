@@ -21,6 +21,8 @@ import (
 //	1  2026-11-22  added, all optional: digests; of assignments how initial
 //	               replication, resynchronization, bandwidth and groups are
 //	               to be done; of status how it converges
+//	1  2026-11-22  added, all optional: what a VMM server manages; of a boot
+//	               how each adapter is connected
 const Protocol = 1
 
 // ProtocolHeader carries Protocol in decimal; VersionHeader the agent's build.
@@ -36,6 +38,7 @@ const (
 	PathPoll      = "/agent/v1/poll"      // PollRequest → PollResponse; held open up to Wait seconds
 	PathReport    = "/agent/v1/report"    // ReportRequest → empty
 	PathInventory = "/agent/v1/inventory" // InventoryRequest → empty
+	PathVMM       = "/agent/v1/vmm"       // VMMRequest → empty; only agents with the role vmm
 	PathStatus    = "/agent/v1/status"    // StatusRequest → empty
 	PathUploads   = "/agent/v1/uploads"   // UploadRequest → UploadResponse
 	PathHead      = "/agent/v1/head"      // HeadRequest → HeadResponse
@@ -265,6 +268,20 @@ type BootPayload struct {
 	MemoryMB   int    `json:"memoryMb,omitempty"`
 	Network    string `json:"network,omitempty"` // "" = link down; a network; hypervisor.IsolatedNetwork
 	KeepUUID   bool   `json:"keepUuid,omitempty"`
+
+	// Adapters, if not empty, says how each adapter is connected, by a network
+	// mapping; an adapter that is not listed is not connected. Agents that do not
+	// know it connect all adapters to Network.
+	Adapters []BootAdapter `json:"adapters,omitempty"`
+}
+
+// BootAdapter is how one adapter of a recovery VM is connected.
+type BootAdapter struct {
+	MAC     string `json:"mac"`               // of the source VM's adapter
+	ID      string `json:"id,omitempty"`      // as its host reported it
+	Network string `json:"network,omitempty"` // of the recovery host; "" = link down
+	Subnet  string `json:"subnet,omitempty"`  // name, for people and guests; the host needs VLAN only
+	VLAN    int    `json:"vlan,omitempty"`    // access VLAN, 0 = untagged
 }
 
 // BootResult says what runs.

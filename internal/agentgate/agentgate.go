@@ -79,6 +79,7 @@ func New(cfg Config) (*Gate, error) {
 	route(g, agentapi.PathDigests, v.Digests)
 	route(g, agentapi.PathReport, nothing(v.Report))
 	route(g, agentapi.PathInventory, nothing(v.Inventory))
+	route(g, agentapi.PathVMM, nothing(v.ReportVMM))
 	route(g, agentapi.PathStatus, nothing(v.ReportStatus))
 	return g, nil
 }

@@ -369,7 +369,7 @@ func TestErrors(t *testing.T) {
 		{"policy negative", "PUT", policy, `{"properties":{"providerSpecificInput":{"recoveryPointHistoryDuration":-1}}}`, dr.RoleOwner, 400, "PolicyInvalid"},
 		{"policy in use", "DELETE", "/replicationPolicies/gold", "", dr.RoleOwner, 409, "PolicyInUse"},
 		{"body too large", "PUT", policy, `{"x":"` + strings.Repeat("x", armapi.MaxBody) + `"}`, dr.RoleOwner, 400, "RequestContentTooLarge"},
-		{"VMM fabric", "PUT", "/replicationFabrics/v", `{"properties":{"customDetails":{"instanceType":"VMM"}}}`, dr.RoleOwner, 400, "NotSupported"},
+		{"VMware fabric", "PUT", "/replicationFabrics/v", `{"properties":{"customDetails":{"instanceType":"VMwareV2"}}}`, dr.RoleOwner, 400, "NotSupported"},
 		{"fabric not empty", "POST", siteA + "/remove", "", dr.RoleOwner, 409, "FabricNotEmpty"},
 		{"wrong container", "GET", siteA + "/replicationProtectionContainers/cloud_x/replicationProtectableItems", "", dr.RoleReader, 404, "ResourceNotFound"},
 		{"unknown type", "GET", "/wishes", "", dr.RoleReader, 404, "InvalidResourceType"},
@@ -665,7 +665,7 @@ func TestPagingAndFilters(t *testing.T) {
 func TestEmptyLists(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	for _, path := range []string{"/replicationRecoveryPlans", "/replicationEvents", "/replicationNetworks", siteA + "/replicationNetworks", siteA + "/replicationStorageClassifications", "/replicationAlertSettings", "/replicationVaultSettings"} {
+	for _, path := range []string{"/replicationRecoveryPlans", "/replicationEvents", "/replicationNetworkMappings", siteA + "/replicationLogicalNetworks", "/replicationStorageClassifications", "/replicationStorageClassificationMappings", siteA + "/replicationStorageClassifications", "/replicationAlertSettings", "/replicationVaultSettings"} {
 		if a := r.want(r.as(dr.RoleReader, "GET", path, ""), 200, path); len(a.json["value"].([]any)) != 0 {
 			t.Errorf("%s: %s", path, a.Body)
 		}

@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"holdfast/internal/armapi/account"
+	"holdfast/internal/armapi/assess"
 	"holdfast/internal/armapi/group"
 	"holdfast/internal/armapi/item"
 	"holdfast/internal/armapi/jobs"
+	"holdfast/internal/armapi/network"
 	"holdfast/internal/armapi/policy"
 	"holdfast/internal/armapi/route"
 	"holdfast/internal/armapi/site"
@@ -109,7 +111,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{cfg: cfg, routes: route.Table{}, env: route.Env{Service: cfg.Service, PublicURL: cfg.PublicURL, Now: cfg.Now,
 		RetryAfter: cfg.RetryAfter, PageSize: cfg.PageSize, DisconnectedAfter: cfg.DisconnectedAfter}}
-	for _, add := range []func(route.Table){account.Routes, site.Routes, policy.Routes, item.Routes, group.Routes, jobs.Routes} {
+	for _, add := range []func(route.Table){account.Routes, site.Routes, network.Routes, policy.Routes, item.Routes, group.Routes, jobs.Routes, assess.Routes} {
 		add(s.routes)
 	}
 	return s, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
@@ -55,16 +56,34 @@ func (c *Client) Providers(ctx context.Context) ([]Provider, error) {
 	return All[armwire.Provider](ctx, c, c.ID("replicationRecoveryServicesProviders"))
 }
 
-// Container returns the one protection container of a site.
-func (c *Client) Container(ctx context.Context, fabric string) (Container, error) {
-	cs, err := All[armwire.Container](ctx, c, c.ID("replicationFabrics", fabric, "replicationProtectionContainers"))
+// Containers lists the protection containers of a site: one, or those of a VMM server's clouds.
+func (c *Client) Containers(ctx context.Context, fabric string) ([]Container, error) {
+	return All[armwire.Container](ctx, c, c.ID("replicationFabrics", fabric, "replicationProtectionContainers"))
+}
+
+// Container returns the one protection container of a site, or, for "SITE/CLOUD",
+// the one of a VMM cloud.
+func (c *Client) Container(ctx context.Context, ref string) (Container, error) {
+	const op = "armclient.Container"
+	fabric, cloud, named := strings.Cut(ref, "/")
+	cs, err := c.Containers(ctx, fabric)
 	if err != nil {
 		return Container{}, err
 	}
-	if len(cs) != 1 {
-		return Container{}, dr.Errorf(dr.KindInternal, "armclient.Container", "site %q has %d protection containers", fabric, len(cs))
+	if !named && len(cs) == 1 {
+		return cs[0], nil
 	}
-	return cs[0], nil
+	var names []string
+	for _, x := range cs {
+		if named && strings.EqualFold(x.Properties.FriendlyName, cloud) {
+			return x, nil
+		}
+		names = append(names, fabric+"/"+x.Properties.FriendlyName)
+	}
+	if named {
+		return Container{}, dr.New(dr.KindNotFound, dr.CodeNotFound, op, "site %q has no cloud %q", fabric, cloud).WithHint("it has: %s", strings.Join(names, ", "))
+	}
+	return Container{}, dr.Errorf(dr.KindInvalid, op, "site %q has %d clouds: say which", fabric, len(cs)).WithHint("name one of: %s", strings.Join(names, ", "))
 }
 
 // ProtectableItems lists the VMs of a container, given by its id.

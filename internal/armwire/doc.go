@@ -27,6 +27,10 @@ const (
 	HyperVSite                 = "HyperVSite"
 	KVMSite                    = "KVMSite" // ours; accepted as input, shown as HyperVSite
 	HyperVVirtualMachine       = "HyperVVirtualMachine"
+	VMM                        = "VMM"
+	VMMVirtualMachine          = "VmmVirtualMachine"
+	VMMToAzure                 = "VmmToAzure"
+	VMMToVMM                   = "VmmToVmm"
 )
 
 // Directions of a failover.

@@ -38,6 +38,7 @@ type Fabric struct {
 	HealthErrorDetails        []HealthError     `json:"healthErrorDetails"`
 	Health                    string            `json:"health"`
 	FabricType                string            `json:"holdfastFabricType"` // dr.FabricType
+	VMM                       *VMMServer        `json:"holdfastVmm,omitempty"`
 }
 
 // IdentityProvider says how a provider authenticates; ours use certificates of the vault.

@@ -194,6 +194,14 @@ const (
 	CodeShutdownTimeout    Code = "ShutdownTimeout"
 	CodeSourceStillRunning Code = "SourceStillRunning"
 	CodeNetworkNotIsolated Code = "NetworkNotIsolated"
+	CodeNetworkMapping     Code = "NetworkMappingBroken"
+)
+
+// The codes of Virtual Machine Manager servers.
+const (
+	CodeVMMModuleMissing Code = "VmmModuleMissing"
+	CodeVMMOutput        Code = "VmmOutputInvalid"
+	CodeVMMUnreachable   Code = "VmmUnreachable"
 )
 
 // tables lists the chapters' entries, each ordered by code. The entries are

@@ -39,8 +39,17 @@ type Fabric struct {
 	Created time.Time
 }
 
-// ContainerName is the name of the one protection container of a site without VMM.
+// ContainerName is the name of the one protection container of a site without
+// VMM; of a VMM server it is the container of VMs that are in no cloud.
 func (f Fabric) ContainerName() string { return "cloud_" + string(f.ID) }
+
+// ContainerOf is the name of the container of the VMs of a VMM cloud.
+func (f Fabric) ContainerOf(cloud string) string {
+	if cloud == "" || f.Type != VMMSite {
+		return f.ContainerName()
+	}
+	return "cloud_" + cloud
+}
 
 // Provider is a registered agent of a fabric.
 type Provider struct {
@@ -124,7 +133,7 @@ type VMFacts struct {
 	Clustered     bool   // a role of a failover cluster: it may move by itself
 	DynamicMemory bool
 	Replicated    string // another replication that it is under: "Hyper-V Replica"
-	Cloud         string // VMM cloud
+	Cloud         string // id of its VMM cloud
 }
 
 // ContainerMapping associates a policy with a protection container and names
@@ -132,6 +141,7 @@ type VMFacts struct {
 type ContainerMapping struct {
 	Name         string
 	Fabric       FabricID // source
+	Container    string   // name of the source container, lower case; empty = all of the fabric
 	Policy       PolicyID
 	Target       string   // target container id as the client gave it ("Microsoft Azure" or a container of a recovery fabric)
 	TargetFabric FabricID // resolved recovery fabric; empty if the target is the cloud

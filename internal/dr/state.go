@@ -92,13 +92,14 @@ func ParseConsistency(s string) (Consistency, error) {
 	return "", fmt.Errorf("unknown consistency %q", s)
 }
 
-// AgentRole is what an agent does for its site. An agent may have both roles.
+// AgentRole is what an agent does for its site. An agent may have several roles.
 type AgentRole string
 
 // The roles.
 const (
 	RoleSource   AgentRole = "source"   // captures VMs of its host
 	RoleRecovery AgentRole = "recovery" // runs VMs from recovery points
+	RoleVMM      AgentRole = "vmm"      // tells what a VMM server manages
 )
 
 // Role of an API caller.

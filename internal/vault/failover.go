@@ -8,10 +8,14 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/job"
 	"holdfast/internal/sqldb"
+	"holdfast/internal/vault/network"
 	"holdfast/internal/vault/shape"
 	"holdfast/internal/vault/work"
 	"holdfast/internal/vaultdb"
 )
+
+// askHosts is the step of DiscoverProtectableItem that begins the refreshes.
+const askHosts = "AskHosts"
 
 // scenarios are the kinds of jobs. The comments of the steps'
 // functions say what each does and why it may run twice.
@@ -65,12 +69,18 @@ func (v *Vault) scenarios() map[string]work.Scenario {
 		"MakeLocal":      {Title: "Copy the recovery VM's disks to its host", Steps: one("MakeLocal", "Copy the disks", r.makeLocalStep)},
 		"RefreshDra": {Title: "Refresh host", Restartable: true, Steps: steps{
 			{Name: "RefreshInventory", Title: "Ask the host for its VMs", Attempts: 3, Run: p.refreshStep()}}},
+		"DiscoverProtectableItem": {Title: "Look for VMs", Steps: steps{
+			{Name: askHosts, Title: "Ask the hosts for their VMs", Attempts: 2, Run: p.askHostsStep},
+			{Name: "AwaitHosts", Title: "Wait for the hosts", Run: p.awaitHostsStep},
+			{Name: "FindVM", Title: "Find the VM", Attempts: 1, Run: p.findVMStep}}},
 		"CheckConsistency": {Title: "Check consistency of the site", Restartable: true, Steps: one("ReconcileRecoveryPoints", "Compare the catalogue with the store", p.consistencyStep)},
 	}
 	for kind, title := range map[string]string{
 		"CreateSite": "Create site", "DeleteSite": "Remove site", "RegisterDra": "Register host", "DeleteDra": "Remove host",
 		"AddProtectionProfile": "Create replication policy", "UpdateProtectionProfile": "Change replication policy",
 		"DeleteProtectionProfile": "Remove replication policy", "PairCloud": "Map protection container", "UnpairCloud": "Unmap protection container",
+		network.JobPair: "Map network", network.JobUpdate: "Change network mapping", network.JobUnpair: "Remove network mapping",
+		network.JobPairStorage: "Map storage classification", network.JobUnpairStorage: "Remove storage classification mapping",
 		"UpdateVmProperties": "Change settings of the protected item", "ChangeDisks": "Change the replicated disks",
 	} {
 		all[kind] = work.Scenario{Title: title}

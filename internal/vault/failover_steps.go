@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -15,6 +16,7 @@ import (
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/job"
 	"holdfast/internal/sqldb"
+	"holdfast/internal/vault/network"
 	"holdfast/internal/vault/replica"
 	"holdfast/internal/vault/site"
 	"holdfast/internal/vault/state"
@@ -39,7 +41,7 @@ func (v recovery) failoverCheckStep(ctx context.Context, s *job.StepContext) (jo
 	if _, err := v.Resolve(ctx, v.st.Q(), it, in.Point); err != nil {
 		return job.Result{}, err
 	}
-	site, err := site.RecoveryFabric(ctx, v.st.Q(), it.Fabric, it.Policy, it.SourceAgent)
+	site, err := site.RecoveryFabric(ctx, v.st.Q(), it.Fabric, it.VM, it.Policy, it.SourceAgent)
 	if err != nil {
 		return job.Result{}, err
 	}
@@ -54,6 +56,15 @@ func (v recovery) failoverCheckStep(ctx context.Context, s *job.StepContext) (jo
 	for _, n := range nets {
 		if in.Kind == dr.KindTestFailover && n.Agent == host.ID && n.Name == testNetwork(in, it) && !n.Isolated {
 			return job.Result{}, dr.New(dr.KindPrecondition, dr.CodeNetworkNotIsolated, op, "network %q of host %s is not isolated", n.Name, host.Host)
+		}
+	}
+	if in.Kind != dr.KindTestFailover && !in.Offline && chosenNetwork(in, it) == "" {
+		dst, err := vaultdb.ProviderByID(ctx, v.st.Q(), host.ID)
+		if err != nil {
+			return job.Result{}, err
+		}
+		if _, err := network.Connect(ctx, v.st.Q(), it.ProtectedItem, dst); err != nil {
+			return job.Result{}, err
 		}
 	}
 	if in.Kind == dr.KindPlannedFailover {
@@ -422,36 +433,53 @@ func (v recovery) bootPayload(ctx context.Context, in itemInput, it vaultdb.Item
 	}
 	p.KeepUUID = src.MachineID != dst.MachineID
 	if !in.Offline {
-		p.Network, err = v.realNetwork(ctx, in, it, dst)
+		err = v.realNetwork(ctx, &p, in, it, dst)
 	}
 	return p, err
 }
 
-// realNetwork is the network of a real failover: as asked, as set for the
-// item, or the recovery host's network of the same name as the source VM's first. Without any
-// of these the VM comes up with its links down.
-func (v recovery) realNetwork(ctx context.Context, in itemInput, it vaultdb.Item, host vaultdb.Provider) (string, error) {
-	for _, n := range []string{in.Network, it.Settings.Network} {
-		if n != "" {
-			return n, nil
+// chosenNetwork is the network that somebody chose for a real failover of the
+// item; "" if nobody did.
+func chosenNetwork(in itemInput, it vaultdb.Item) string {
+	return cmp.Or(in.Network, it.Settings.Network)
+}
+
+// realNetwork sets the networks of a real failover: as asked, as set for the
+// item, as the network mappings say for each adapter, or the recovery host's
+// network of the same name as the source VM's first. Without any of these the VM
+// comes up with its links down.
+func (v recovery) realNetwork(ctx context.Context, p *agentapi.BootPayload, in itemInput, it vaultdb.Item, host vaultdb.Provider) error {
+	if p.Network = chosenNetwork(in, it); p.Network != "" {
+		return nil
+	}
+	c, err := network.Connect(ctx, v.st.Q(), it.ProtectedItem, host)
+	if err != nil {
+		return err
+	}
+	if c.Mapped {
+		p.Network = c.Network()
+		if p.Network != "" { // with none connected every agent leaves all links down
+			p.Adapters = c.Adapters
 		}
+		return nil
 	}
 	vm, err := vaultdb.VM(ctx, v.st.Q(), it.Fabric, it.VM)
 	if dr.KindOf(err) == dr.KindNotFound {
-		return "", nil
+		return nil
 	}
 	if err != nil {
-		return "", err
+		return err
 	}
 	nets, err := vaultdb.Networks(ctx, v.st.Q(), host.Fabric)
 	for _, nic := range vm.NICs {
 		for _, n := range nets {
 			if nic.Network != "" && n.Name == nic.Network && n.Agent == host.ID && n.Active {
-				return n.Name, err
+				p.Network = n.Name
+				return err
 			}
 		}
 	}
-	return "", err
+	return err
 }
 
 // consolePattern is the item's own proof of life, from the settings as the

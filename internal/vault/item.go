@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -89,7 +90,7 @@ func (v items) Enable(ctx context.Context, r EnableRequest) (dr.JobID, error) {
 		}
 		it.More = vaultdb.More{Shaped: true, Excluded: shape.Others(vm, it.Disks), Seed: r.Seed != ""}
 		// The recovery site may be registered later.
-		it.RecoveryFabric, err = site.RecoveryFabric(ctx, tx, f.ID, p.ID, vm.Agent)
+		it.RecoveryFabric, err = site.RecoveryFabric(ctx, tx, f.ID, vm.ID, p.ID, vm.Agent)
 		if err != nil && dr.CodeOf(err) != dr.CodeNoRecoverySite {
 			return err
 		}
@@ -579,6 +580,124 @@ func (v items) RefreshProvider(ctx context.Context, f dr.FabricID, id dr.AgentID
 		return "", err
 	}
 	return v.Submit(ctx, "RefreshDra", "Server", p.Host, string(p.ID), by)
+}
+
+// discoverInput is the input of DiscoverProtectableItem.
+type discoverInput struct {
+	Fabric    dr.FabricID `json:"fabric"`
+	Container string      `json:"container"`
+	Name      string      `json:"name,omitempty"`
+}
+
+// Discover asks all connected hosts of a site, and its VMM server, for what they
+// have now. With a name the job fails unless a VM of that name is in the container
+// (a container's name as in the API) then.
+func (v items) Discover(ctx context.Context, fabric, container, name, by string) (dr.JobID, error) {
+	f, err := v.Fabric(ctx, fabric)
+	if err != nil {
+		return "", err
+	}
+	return v.SubmitInput(ctx, "DiscoverProtectableItem", "ProtectionContainer", cmp.Or(name, f.Name), string(f.ID), by,
+		discoverInput{Fabric: f.ID, Container: vaultdb.Key(container), Name: name})
+}
+
+// refreshed is what askHostsStep leaves: the jobs that ask the hosts.
+type refreshed struct {
+	Jobs  []string `json:"jobs"`
+	Hosts []string `json:"hosts"`
+}
+
+// askHostsStep begins a refresh of every connected host, with the end of the step
+// in one transaction.
+func (v protection) askHostsStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+	var in discoverInput
+	if err := s.Input(&in); err != nil {
+		return job.Result{}, err
+	}
+	agents, err := vaultdb.Providers(ctx, v.st.Q(), in.Fabric)
+	if err != nil {
+		return job.Result{}, err
+	}
+	agents = slices.DeleteFunc(agents, func(p vaultdb.Provider) bool { return !v.st.Connected(p.Provider) })
+	if len(agents) == 0 {
+		return job.Result{}, dr.New(dr.KindUnavailable, dr.CodeVaultUnreachable, "vault.Discover", "no host of the site is connected").
+			WithHint("start the agents of the site's hosts")
+	}
+	var out refreshed
+	for _, p := range agents {
+		out.Jobs, out.Hosts = append(out.Jobs, state.Ordered()), append(out.Hosts, p.Host)
+	}
+	return job.Done(out, func(tx *sql.Tx) error {
+		for i, p := range agents {
+			if err := v.QuickIn(ctx, tx, out.Jobs[i], work.Quick{Kind: "RefreshDra", TargetType: "Server", Target: p.Host, TargetID: string(p.ID), By: s.Job().By}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}), nil
+}
+
+// awaitHostsStep waits for the answers. Hosts that fail do not hold up the others.
+func (v protection) awaitHostsStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+	var asked refreshed
+	if _, err := s.Output(askHosts, &asked); err != nil {
+		return job.Result{}, err
+	}
+	failed := []string{}
+	var last error
+	for i, id := range asked.Jobs {
+		j, err := v.Engine.Get(ctx, id)
+		switch {
+		case err != nil && dr.KindOf(err) != dr.KindNotFound:
+			return job.Result{}, err
+		case err == nil && !j.State.Final():
+			s.Progress(float64(i)*100/float64(len(asked.Jobs)), asked.Hosts[i])
+			return job.RetryAfter(time.Second), nil
+		case err != nil || j.State != job.Succeeded:
+			failed = append(failed, asked.Hosts[i])
+			if err == nil && j.Failure != nil {
+				last = j.Failure.Err()
+			}
+		}
+	}
+	if len(failed) == len(asked.Jobs) {
+		return job.Result{}, &job.Error{Class: job.Permanent, Err: dr.New(dr.KindUnavailable, dr.CodeVaultUnreachable, "vault.Discover", "none of the hosts %s told what it has: %w", strings.Join(failed, ", "), last)}
+	}
+	out := work.StepOut{Outcome: map[string]string{"hosts": fmt.Sprint(len(asked.Jobs) - len(failed))}}
+	if len(failed) > 0 {
+		out.Outcome["failedHosts"] = strings.Join(failed, ", ")
+	}
+	return job.Done(out, nil), nil
+}
+
+// findVMStep looks for the VM that was asked for.
+func (v protection) findVMStep(ctx context.Context, s *job.StepContext) (job.Result, error) {
+	var in discoverInput
+	if err := s.Input(&in); err != nil {
+		return job.Result{}, err
+	}
+	if in.Name == "" {
+		return job.Done(work.StepOut{Skipped: "no VM was named"}, nil), nil
+	}
+	vms, err := vaultdb.VMs(ctx, v.st.Q(), in.Fabric)
+	if err != nil {
+		return job.Result{}, err
+	}
+	where := ""
+	for _, vm := range vms {
+		if vm.Gone || !strings.EqualFold(vm.Name, in.Name) {
+			continue
+		}
+		at, err := site.ContainerOf(ctx, v.st.Q(), in.Fabric, vm.ID)
+		if err != nil {
+			return job.Result{}, err
+		}
+		if at == in.Container {
+			return job.Done(work.StepOut{Outcome: map[string]string{"vm": string(vm.ID)}}, nil), nil
+		}
+		where = "; it is in container " + at
+	}
+	return job.Result{}, &job.Error{Class: job.Permanent, Err: dr.New(dr.KindNotFound, dr.CodeVMNotFound, "vault.Discover", "no host reports a VM named %q in this container%s", in.Name, where)}
 }
 
 // CheckConsistency compares the catalogue of a site's items with the store.

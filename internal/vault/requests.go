@@ -7,6 +7,7 @@ import (
 	"holdfast/internal/vault/access"
 	"holdfast/internal/vault/group"
 	"holdfast/internal/vault/health"
+	"holdfast/internal/vault/network"
 	"holdfast/internal/vault/points"
 	"holdfast/internal/vault/replica"
 	"holdfast/internal/vault/replication"
@@ -45,6 +46,10 @@ type (
 	Seed          = replica.Seed
 	Statistics    = health.Statistics
 	Interval      = health.Interval
+
+	Network        = network.Network
+	NetworkMapping = network.Mapping
+	StorageMapping = network.StorageMapping
 )
 
 // Detail says of an item what dr.ProtectedItem and dr.ReplicationStatus do not.

@@ -26,7 +26,7 @@
 // The parts: site (sites, agents, policies), replica (generations, uploads,
 // catalogue, digests), replication (pauses, resynchronizations, status,
 // statistics), points (retention's view, names, alarms), group (consistency
-// groups), shape (disks, moves), upkeep (maintenance, scrubs), assign (what agents
+// groups), network (networks and their mappings, VMM), shape (disks, moves), upkeep (maintenance, scrubs), assign (what agents
 // are told), health, work (jobs), access, identity and state.
 //
 // Methods for the API use the nouns of package dr; methods for agents (Enroll,
@@ -56,6 +56,7 @@ import (
 	"holdfast/internal/vault/access"
 	"holdfast/internal/vault/group"
 	"holdfast/internal/vault/identity"
+	"holdfast/internal/vault/network"
 	"holdfast/internal/vault/points"
 	"holdfast/internal/vault/replica"
 	"holdfast/internal/vault/replication"
@@ -149,6 +150,7 @@ type core struct {
 	*points.Catalogue
 	*group.Registry
 	*shape.Watcher
+	*network.Directory
 	*upkeep.Keeper
 	*work.Board
 
@@ -205,6 +207,7 @@ func New(cfg Config) (*Vault, error) {
 	c.Sites = site.New(st, c.Board, v.ident.Authority, cfg.PublicURL)
 	c.Profiles = site.NewProfiles(c.Sites)
 	c.Watcher = shape.New(st, c.Board)
+	c.Directory = network.New(st, c.Board, c.Sites)
 	c.Keeper = upkeep.New(upkeep.Config{State: st, Jobs: c.Board, Bucket: cfg.Bucket, Store: c.Replicas.Reader(), Keys: c.Replicas.Keyring(), Compactor: c.compactor,
 		Software: cfg.Version, Want: c.Control.Want, Reconcile: c.Replicas.Reconcile, Tick: cfg.UpkeepEvery, ScrubRate: cfg.ScrubRate,
 		Grace: cfg.Grace, LeftoverGrace: cfg.LeftoverGrace,

@@ -58,6 +58,9 @@ func DeleteFabric(ctx context.Context, q sqldb.Querier, id dr.FabricID) error {
 		"delete from registration_key where fabric = $1",
 		"delete from network where agent in (select id from provider where fabric = $1)",
 		"delete from provider where fabric = $1 and revoked = 1",
+		"delete from network_mapping where fabric = $1 or target_fabric = $1",
+		"delete from storage_mapping where fabric = $1 or target_fabric = $1",
+		"delete from managed where fabric = $1",
 		"delete from fabric where id = $1",
 	} {
 		if _, err := exec(ctx, q, "remove fabric", s, id); err != nil {

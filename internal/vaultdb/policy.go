@@ -109,20 +109,20 @@ func DeletePolicy(ctx context.Context, q sqldb.Querier, p dr.Policy) error {
 	return err
 }
 
-const mappingColumns = "name, fabric, policy, target, target_fabric, created"
+const mappingColumns = "name, fabric, policy, target, target_fabric, created, container"
 
 func scanMapping(s scanner) (m dr.ContainerMapping, err error) {
 	var created int64
-	err = s.Scan(&m.Name, &m.Fabric, &m.Policy, &m.Target, &m.TargetFabric, &created)
+	err = s.Scan(&m.Name, &m.Fabric, &m.Policy, &m.Target, &m.TargetFabric, &created, &m.Container)
 	m.Created = sqldb.Time(created)
 	return m, err
 }
 
 // InsertMapping adds a container mapping; KindConflict if the name is taken in the fabric.
 func InsertMapping(ctx context.Context, q sqldb.Querier, m dr.ContainerMapping) error {
-	n, err := exec(ctx, q, "add mapping "+m.Name, `insert into mapping (fabric, name, name_key, policy, target, target_fabric, created)
-		values ($1, $2, $3, $4, $5, $6, $7) on conflict (fabric, name_key) do nothing`,
-		m.Fabric, m.Name, Key(m.Name), m.Policy, m.Target, m.TargetFabric, sqldb.Micros(m.Created))
+	n, err := exec(ctx, q, "add mapping "+m.Name, `insert into mapping (fabric, name, name_key, policy, target, target_fabric, created, container)
+		values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict (fabric, name_key) do nothing`,
+		m.Fabric, m.Name, Key(m.Name), m.Policy, m.Target, m.TargetFabric, sqldb.Micros(m.Created), m.Container)
 	if err == nil && n == 0 {
 		return exists("vaultdb.InsertMapping", "mapping", m.Name)
 	}

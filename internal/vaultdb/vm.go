@@ -72,11 +72,15 @@ func encodeVM(vm dr.VM) string {
 
 const vmColumns = "fabric, id, name, agent, running, doc, seen, gone"
 
+// vmSelect reads VMs; where a VMM server manages them, it knows their cloud.
+const vmSelect = `select v.fabric, v.id, v.name, v.agent, v.running, v.doc, v.seen, v.gone, coalesce(m.cloud, '')
+	from vm v left join managed m on m.fabric = v.fabric and m.kind = 'vm' and m.id = v.id`
+
 func scanVM(s scanner) (vm dr.VM, err error) {
 	var running, gone int
 	var seen int64
-	var text string
-	if err := s.Scan(&vm.Fabric, &vm.ID, &vm.Name, &vm.Agent, &running, &text, &seen, &gone); err != nil {
+	var text, cloud string
+	if err := s.Scan(&vm.Fabric, &vm.ID, &vm.Name, &vm.Agent, &running, &text, &seen, &gone, &cloud); err != nil {
 		return vm, err
 	}
 	d, err := decode[vmDoc](text)
@@ -86,6 +90,9 @@ func scanVM(s scanner) (vm dr.VM, err error) {
 	vm.Running, vm.Gone, vm.Seen = running != 0, gone != 0, sqldb.Time(seen)
 	vm.Generation, vm.CPUs, vm.MemoryMB, vm.OSType = d.Generation, d.CPUs, d.MemoryMB, d.OSType
 	vm.Facts = dr.VMFacts(d.Facts)
+	if cloud != "" {
+		vm.Facts.Cloud = cloud
+	}
 	for _, x := range d.Disks {
 		vm.Disks = append(vm.Disks, dr.Disk(x))
 	}
@@ -107,17 +114,17 @@ func SaveVM(ctx context.Context, q sqldb.Querier, vm dr.VM) error {
 // VM finds a discovered VM.
 func VM(ctx context.Context, q sqldb.Querier, f dr.FabricID, id dr.VMID) (dr.VM, error) {
 	return one(ctx, q, "read VM", notFound("vaultdb.VM", "VM", string(id)), scanVM,
-		"select "+vmColumns+" from vm where fabric = $1 and id = $2", f, Key(string(id)))
+		vmSelect+" where v.fabric = $1 and v.id = $2", f, Key(string(id)))
 }
 
 // VMs lists the VMs of a fabric by name.
 func VMs(ctx context.Context, q sqldb.Querier, f dr.FabricID) ([]dr.VM, error) {
-	return list(ctx, q, "list VMs", scanVM, "select "+vmColumns+" from vm where fabric = $1 order by name, id", f)
+	return list(ctx, q, "list VMs", scanVM, vmSelect+" where v.fabric = $1 order by v.name, v.id", f)
 }
 
 // VMsOfAgent lists the VMs that an agent owns.
 func VMsOfAgent(ctx context.Context, q sqldb.Querier, agent dr.AgentID) ([]dr.VM, error) {
-	return list(ctx, q, "list VMs of agent", scanVM, "select "+vmColumns+" from vm where agent = $1 order by id", agent)
+	return list(ctx, q, "list VMs of agent", scanVM, vmSelect+" where v.agent = $1 order by v.id", agent)
 }
 
 // MarkGone marks a VM as no longer reported by its host.

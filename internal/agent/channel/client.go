@@ -275,6 +275,11 @@ func (c *Client) Inventory(ctx context.Context, r agentapi.InventoryRequest) err
 	return c.call(ctx, agentapi.PathInventory, inventoryTimeout, r, nil)
 }
 
+// VMM sends what a VMM server manages.
+func (c *Client) VMM(ctx context.Context, r agentapi.VMMRequest) error {
+	return c.call(ctx, agentapi.PathVMM, inventoryTimeout, r, nil)
+}
+
 // Status sends the state of all replications.
 func (c *Client) Status(ctx context.Context, r agentapi.StatusRequest) error {
 	return c.call(ctx, agentapi.PathStatus, callTimeout, r, nil)

@@ -19,6 +19,7 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/vault"
 	"holdfast/internal/vaultdb"
+	"holdfast/internal/vmm"
 )
 
 // Config of a Fake.
@@ -30,6 +31,7 @@ type Config struct {
 // Fake is the in-memory Service. Safe for concurrent use.
 type Fake struct {
 	sites
+	networks
 	policies
 	items
 	failovers
@@ -69,7 +71,7 @@ func New(cfg Config) *Fake {
 	w := &world{now: cfg.Now, step: cfg.Step, settings: map[string]string{}, since: map[dr.ItemID]time.Time{}, failNext: map[string]dr.Code{}, detail: map[dr.ItemID]*vault.Detail{}, labels: map[string]vault.PointDetail{}, tokens: map[string]dr.Role{},
 		ident: vault.Identity{Name: "vault1", SubscriptionID: "5b5dc3a4-0c8b-4a8e-9d43-2f6c6c7c9a11", ResourceGroup: "Group-One",
 			TenantID: "9e0c2d7c-5f55-4c1b-8d5e-3a3c39a9c1f0", Location: "onprem", ResourceID: 4711}}
-	f := &Fake{sites{w}, policies{w}, items{w}, failovers{w}, engine{w}, jobs{w}, access{w}, w}
+	f := &Fake{sites{w}, networks{w}, policies{w}, items{w}, failovers{w}, engine{w}, jobs{w}, access{w}, w}
 	now := cfg.Now()
 	a := dr.Fabric{ID: "0c6b7a52-4f53-4f0c-9a55-6f0b3f1d0a01", Name: "site-a", Type: dr.KVMSite, Created: now}
 	b := dr.Fabric{ID: "0c6b7a52-4f53-4f0c-9a55-6f0b3f1d0a02", Name: "site-b", Type: dr.KVMSite, Created: now}
@@ -100,6 +102,11 @@ type world struct {
 	vms      []dr.VM
 	policies []dr.Policy
 	mappings []dr.ContainerMapping
+
+	vmm         map[dr.FabricID]vmm.Snapshot
+	networkMaps []vault.NetworkMapping
+	storageMaps []vault.StorageMapping
+
 	items    []*dr.ProtectedItem
 	since    map[dr.ItemID]time.Time // when an item became protected
 	jobs     []*work                 // oldest first

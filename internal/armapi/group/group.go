@@ -84,7 +84,7 @@ func resource(c *route.Call, g dr.ConsistencyGroup) (armwire.Resource[armwire.Gr
 	}
 	for _, it := range items {
 		if slices.Contains(g.Items, it.ID) {
-			out.Properties.Items = append(out.Properties.Items, c.ItemID(f, it.Name))
+			out.Properties.Items = append(out.Properties.Items, c.ItemID(f, it.VM, it.Name))
 		}
 	}
 	return out, nil

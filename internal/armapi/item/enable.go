@@ -59,12 +59,12 @@ func enableItem(c *route.Call) (route.Reply, error) {
 		return route.Reply{}, err
 	case err == nil && have.Protection != dr.EnableFailed && have.Protection != dr.Disabling && have.VM == r.VM && have.Policy == policy.ID:
 		if have.Protection != dr.Protected && have.Job != "" {
-			return route.Started(have.Job, nil, c.ItemID(f, have.Name))
+			return route.Started(have.Job, nil, c.ItemID(f, have.VM, have.Name))
 		}
 		return getItem(c)
 	}
 	job, err := c.Svc().Enable(c.Ctx(), r)
-	return route.Started(job, err, c.ItemID(f, r.Name))
+	return route.Started(job, err, c.ItemID(f, r.VM, r.Name))
 }
 
 func updateItem(c *route.Call) (route.Reply, error) {
@@ -90,7 +90,7 @@ func updateItem(c *route.Call) (route.Reply, error) {
 	}
 	job, err := c.Svc().Update(c.Ctx(), vault.UpdateRequest{Item: it.ID, By: c.Who.Name,
 		Settings: func(s *dr.ItemSettings) { applyUpdate(s, in.Properties, more) }})
-	return route.Started(job, err, c.ItemID(f, it.Name))
+	return route.Started(job, err, c.ItemID(f, it.VM, it.Name))
 }
 
 // disableItem serves remove (POST) and purge (DELETE, also when the agent is gone).
@@ -106,5 +106,5 @@ func disableItem(c *route.Call) (route.Reply, error) {
 		return c.Removed("", err, "")
 	}
 	job, err := c.Svc().Disable(c.Ctx(), it.ID, c.R.Method == "DELETE", c.Who.Name)
-	return c.Removed(job, err, c.ItemID(f, it.Name))
+	return c.Removed(job, err, c.ItemID(f, it.VM, it.Name))
 }

@@ -17,7 +17,7 @@ func onItem(c *route.Call, do func(dr.Fabric, dr.ProtectedItem) (dr.JobID, error
 		return route.Reply{}, err
 	}
 	job, err := do(f, it)
-	return route.Started(job, err, c.ItemID(f, it.Name))
+	return route.Started(job, err, c.ItemID(f, it.VM, it.Name))
 }
 
 // forward refuses the direction home, which this version can't go.

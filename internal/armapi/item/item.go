@@ -3,6 +3,7 @@ package item
 import (
 	"cmp"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"time"
 
@@ -39,6 +40,13 @@ func listItems(c *route.Call) (route.Reply, error) {
 	if err != nil {
 		return route.Reply{}, err
 	}
+	if c.NameOf(route.TContainers) != "" {
+		f, err := c.Fabric()
+		if err != nil {
+			return route.Reply{}, err
+		}
+		items = slices.DeleteFunc(slices.Clone(items), func(it dr.ProtectedItem) bool { return !c.InContainer(f, it.VM) })
+	}
 	items, err = route.Filtered(c, items, map[string]func(dr.ProtectedItem) string{
 		"friendlyname":      func(it dr.ProtectedItem) string { return it.VMName },
 		"name":              func(it dr.ProtectedItem) string { return it.Name },
@@ -67,6 +75,7 @@ func getItem(c *route.Call) (route.Reply, error) {
 // facts is what is known of an item beside its own record.
 type facts struct {
 	fabric  dr.Fabric
+	cloud   string // name; empty without VMM
 	policy  dr.Policy
 	vm      dr.VM // zero if its host no longer knows it
 	status  dr.ReplicationStatus
@@ -78,6 +87,15 @@ type facts struct {
 func lookUp(c *route.Call, it dr.ProtectedItem) (x facts, err error) {
 	if x.fabric, err = c.Dir.Fabric(it.Fabric); err != nil {
 		return x, err
+	}
+	clouds, err := c.Dir.Clouds(x.fabric)
+	if err != nil {
+		return x, err
+	}
+	for _, cloud := range clouds {
+		if x.fabric.ContainerOf(cloud.ID) == c.ContainerOf(x.fabric, it.VM) {
+			x.cloud = cloud.Name
+		}
 	}
 	if x.policy, err = c.Dir.Policy(it.Policy); err != nil {
 		return x, err
@@ -117,11 +135,11 @@ func itemResource(c *route.Call, it dr.ProtectedItem) (armwire.Resource[armwire.
 	state, description := protectionState(it.Protection, it.Failover)
 	test, testDescription := testFailoverState(it.Test)
 	out = armwire.Resource[armwire.ProtectedItem]{
-		ID: c.ItemID(x.fabric, it.Name), Name: it.Name, Type: armwire.ResourceType(route.TFabrics, "", route.TContainers, "", route.TItems, ""),
+		ID: c.ItemID(x.fabric, it.VM, it.Name), Name: it.Name, Type: armwire.ResourceType(route.TFabrics, "", route.TContainers, "", route.TItems, ""),
 		Properties: armwire.ProtectedItem{
 			FriendlyName: it.VMName, ProtectedItemType: armwire.HyperVVirtualMachine, ProtectableItemID: c.VMID(x.fabric, it.VM),
 			RecoveryServicesProviderID: c.ProviderID(x.fabric, it.SourceAgent),
-			PrimaryFabricFriendlyName:  x.fabric.Name, PrimaryFabricProvider: "SingleHostHyperVFabric", PrimaryProtectionContainerFriendlyName: x.fabric.Name,
+			PrimaryFabricFriendlyName:  x.fabric.Name, PrimaryFabricProvider: "SingleHostHyperVFabric", PrimaryProtectionContainerFriendlyName: cmp.Or(x.cloud, x.fabric.Name),
 			RecoveryFabricFriendlyName: recoveryName, RecoveryFabricID: recoveryFabric, RecoveryContainerID: recoveryContainer, RecoveryProtectionContainerFriendlyName: recoveryName,
 			ProtectionState: state, ProtectionStateDescription: description, ActiveLocation: cmp.Or(string(it.Active), string(dr.AtPrimary)),
 			TestFailoverState: test, TestFailoverStateDescription: testDescription, AllowedOperations: x.allowed,
@@ -158,7 +176,7 @@ func failedOverTo(c *route.Call, f dr.Fabric, it dr.ProtectedItem) *string {
 	if it.FailedOverTo == "" {
 		return nil
 	}
-	id := c.ItemID(f, it.Name) + "/" + route.TPoints + "/" + it.FailedOverTo
+	id := c.ItemID(f, it.VM, it.Name) + "/" + route.TPoints + "/" + it.FailedOverTo
 	return &id
 }
 

@@ -83,7 +83,7 @@ func pointResource(c *route.Call, f dr.Fabric, it dr.ProtectedItem, p vault.Poin
 	}
 	name := pointName(p)
 	return armwire.Resource[armwire.RecoveryPoint]{
-		ID: c.ItemID(f, it.Name) + "/" + route.TPoints + "/" + name, Name: name, Type: armwire.ResourceType(route.TFabrics, "", route.TContainers, "", route.TItems, "", route.TPoints, ""),
+		ID: c.ItemID(f, it.VM, it.Name) + "/" + route.TPoints + "/" + name, Name: name, Type: armwire.ResourceType(route.TFabrics, "", route.TContainers, "", route.TItems, "", route.TPoints, ""),
 		Properties: armwire.RecoveryPoint{RecoveryPointTime: armwire.Time(p.Time), RecoveryPointType: kind, Consistency: string(p.Consistency),
 			DirtyBytes: p.DirtyBytes, DataBytes: p.DataBytes, StoredBytes: p.StoredBytes, Resync: p.Resync,
 			Label: p.Label, Held: p.Held, LabelBy: p.By, Keep: p.Keep, Note: p.Note, Suspect: p.Suspect, Group: string(p.Group), GroupSeq: p.GroupSeq},

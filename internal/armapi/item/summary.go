@@ -21,7 +21,7 @@ func summary(c *route.Call, it dr.ProtectedItem) (armwire.ItemSummary, error) {
 	state, _ := protectionState(it.Protection, it.Failover)
 	test, _ := testFailoverState(it.Test)
 	s := armwire.ItemSummary{
-		ID: string(it.ID), Name: it.Name, VMName: it.VMName, ResourceID: c.ItemID(x.fabric, it.Name), ProtectionState: state, Health: route.Health(it.Health),
+		ID: string(it.ID), Name: it.Name, VMName: it.VMName, ResourceID: c.ItemID(x.fabric, it.VM, it.Name), ProtectionState: state, Health: route.Health(it.Health),
 		ActiveLocation: cmp.Or(string(it.Active), string(dr.AtPrimary)), TestFailoverState: test, AllowedOperations: x.allowed, CurrentJob: string(it.Job), ResyncReason: it.Resync,
 		Replication: replication(c, it, x.status, x.detail), Points: len(points), LastTest: armwire.Time(it.LastTest), LastTestReport: report(it.LastTestReport),
 	}

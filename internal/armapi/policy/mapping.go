@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"cmp"
+	"slices"
 	"strings"
 
 	"holdfast/internal/armapi/route"
@@ -21,6 +23,15 @@ func listMappings(c *route.Call) (route.Reply, error) {
 	if err != nil {
 		return route.Reply{}, err
 	}
+	if c.NameOf(route.TContainers) != "" {
+		f, err := c.Fabric()
+		if err != nil {
+			return route.Reply{}, err
+		}
+		ms = slices.DeleteFunc(slices.Clone(ms), func(m dr.ContainerMapping) bool {
+			return !strings.EqualFold(containerOf(f, m), c.NameOf(route.TContainers))
+		})
+	}
 	return route.Page(c, ms, func(m dr.ContainerMapping) string { return string(m.Fabric) + "/" + m.Name }, mappingResource)
 }
 
@@ -29,7 +40,7 @@ func getMapping(c *route.Call) (route.Reply, error) {
 	if err != nil {
 		return route.Reply{}, err
 	}
-	m, err := c.Svc().Mapping(c.Ctx(), f.ID, c.NameOf(route.TMappings))
+	m, err := mapping(c, f)
 	if err != nil {
 		return route.Reply{}, err
 	}
@@ -40,8 +51,22 @@ func getMapping(c *route.Call) (route.Reply, error) {
 	return route.OK(r)
 }
 
-func mappingID(c *route.Call, f dr.Fabric, name string) string {
-	return c.VaultID.ID(route.TFabrics, f.Name, route.TContainers, f.ContainerName(), route.TMappings, name)
+// containerOf is the name of the container that a mapping is of.
+func containerOf(f dr.Fabric, m dr.ContainerMapping) string {
+	return cmp.Or(m.Container, f.ContainerName())
+}
+
+func mappingID(c *route.Call, f dr.Fabric, m dr.ContainerMapping) string {
+	return c.VaultID.ID(route.TFabrics, f.Name, route.TContainers, containerOf(f, m), route.TMappings, m.Name)
+}
+
+// mapping finds the mapping that the path names, in the container that it names.
+func mapping(c *route.Call, f dr.Fabric) (dr.ContainerMapping, error) {
+	m, err := c.Svc().Mapping(c.Ctx(), f.ID, c.NameOf(route.TMappings))
+	if err == nil && !strings.EqualFold(containerOf(f, m), c.NameOf(route.TContainers)) {
+		err = dr.New(dr.KindNotFound, dr.CodeNotFound, "armapi", "container mapping %q is of another container, %q", m.Name, containerOf(f, m))
+	}
+	return m, err
 }
 
 func mappingResource(c *route.Call, m dr.ContainerMapping) (armwire.Resource[armwire.Mapping], error) {
@@ -59,7 +84,7 @@ func mappingResource(c *route.Call, m dr.ContainerMapping) (armwire.Resource[arm
 		return out, err
 	}
 	out = armwire.Resource[armwire.Mapping]{
-		ID: mappingID(c, f, m.Name), Name: m.Name, Type: armwire.ResourceType(route.TFabrics, "", route.TContainers, "", route.TMappings, ""),
+		ID: mappingID(c, f, m), Name: m.Name, Type: armwire.ResourceType(route.TFabrics, "", route.TContainers, "", route.TMappings, ""),
 		Properties: armwire.Mapping{
 			TargetProtectionContainerID: container, TargetProtectionContainerFriendlyName: name, Health: string(dr.HealthNormal), HealthErrorDetails: []armwire.HealthError{},
 			PolicyID: c.PolicyID(p), State: "Paired", SourceProtectionContainerFriendlyName: f.Name, SourceFabricFriendlyName: f.Name,
@@ -93,29 +118,25 @@ func putMapping(c *route.Call) (route.Reply, error) {
 		if err != nil {
 			return route.Reply{}, err
 		}
-		fs, err := c.Dir.Fabrics()
+		target, _, err := c.Dir.ContainerNamed(container)
 		if err != nil {
-			return route.Reply{}, err
+			return route.Reply{}, route.Named(err, "targetProtectionContainerId")
 		}
-		for _, x := range fs {
-			if strings.EqualFold(x.ContainerName(), container) {
-				m.TargetFabric = x.ID
-			}
-		}
-		if m.TargetFabric == "" {
-			return route.Reply{}, dr.New(dr.KindInvalid, dr.CodeNotFound, "armapi.putMapping", "targetProtectionContainerId: protection container %q does not exist", route.Clip(container))
-		}
+		m.TargetFabric = target.ID
+	}
+	if f.Type == dr.VMMSite {
+		m.Container = strings.ToLower(c.NameOf(route.TContainers))
 	}
 	switch have, err := c.Svc().Mapping(c.Ctx(), f.ID, m.Name); {
-	case err == nil && have.Policy == m.Policy && have.TargetFabric == m.TargetFabric:
+	case err == nil && have.Policy == m.Policy && have.TargetFabric == m.TargetFabric && have.Container == m.Container:
 		return getMapping(c)
 	case err == nil:
-		return route.Reply{}, dr.New(dr.KindConflict, dr.CodeAlreadyExists, "armapi.putMapping", "container mapping %q exists with another policy or target", have.Name)
+		return route.Reply{}, dr.New(dr.KindConflict, dr.CodeAlreadyExists, "armapi.putMapping", "container mapping %q exists with another policy, target or container", have.Name)
 	case dr.KindOf(err) != dr.KindNotFound:
 		return route.Reply{}, err
 	}
 	job, err := c.Svc().CreateMapping(c.Ctx(), m, c.Who.Name)
-	return route.Started(job, err, mappingID(c, f, m.Name))
+	return route.Started(job, err, mappingID(c, f, m))
 }
 
 func removeMapping(c *route.Call) (route.Reply, error) {
@@ -123,7 +144,10 @@ func removeMapping(c *route.Call) (route.Reply, error) {
 	if err != nil {
 		return c.Removed("", err, "")
 	}
-	name := c.NameOf(route.TMappings)
-	job, err := c.Svc().RemoveMapping(c.Ctx(), f.ID, name, c.Who.Name)
-	return c.Removed(job, err, mappingID(c, f, name))
+	m, err := mapping(c, f)
+	if err != nil {
+		return c.Removed("", err, "")
+	}
+	job, err := c.Svc().RemoveMapping(c.Ctx(), f.ID, m.Name, c.Who.Name)
+	return c.Removed(job, err, mappingID(c, f, m))
 }

@@ -148,14 +148,30 @@ func Allow(who vault.Principal, want dr.Role) error {
 		WithHint("Ask an Owner of the vault for the role %s.", want)
 }
 
-// Fabric returns the fabric that the path names, and checks the container if
-// the path names one: a site has exactly one.
+// Fabric returns the fabric that the path names, and checks the container if the
+// path names one: a site has exactly one, a VMM server one for each cloud and one
+// for VMs in no cloud.
 func (c *Call) Fabric() (dr.Fabric, error) {
 	f, err := c.Svc().Fabric(c.Ctx(), c.NameOf(TFabrics))
 	if err != nil {
 		return f, err
 	}
+	if err := c.Dir.readPlaces(f); err != nil {
+		return f, err
+	}
 	if name := c.NameOf(TContainers); name != "" && !strings.EqualFold(name, f.ContainerName()) {
+		clouds, err := c.Dir.Clouds(f)
+		if err != nil {
+			return f, err
+		}
+		for _, x := range clouds {
+			if strings.EqualFold(name, f.ContainerOf(x.ID)) {
+				return f, nil
+			}
+		}
+		if f.Type == dr.VMMSite {
+			return f, dr.New(dr.KindNotFound, dr.CodeNotFound, "armapi", "VMM server %q has no cloud of the protection container %q", f.Name, Clip(name))
+		}
 		return f, dr.New(dr.KindNotFound, dr.CodeNotFound, "armapi", "site %q has no protection container %q; its only one is %q", f.Name, Clip(name), f.ContainerName())
 	}
 	return f, nil

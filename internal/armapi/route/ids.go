@@ -2,6 +2,7 @@ package route
 
 import (
 	"net/url"
+	"strings"
 
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
@@ -9,11 +10,6 @@ import (
 
 // IDs builds the ids of the vault's resources.
 type IDs struct{ armwire.VaultID }
-
-// ItemID is the id of a protected item.
-func (c IDs) ItemID(f dr.Fabric, name string) string {
-	return c.VaultID.ID(TFabrics, f.Name, TContainers, f.ContainerName(), TItems, name)
-}
 
 // JobID is the id of a job.
 func (c IDs) JobID(id dr.JobID) string { return c.VaultID.ID(TJobs, string(id)) }
@@ -37,6 +33,12 @@ const (
 	TCerts      = "certificates"
 	TExtended   = "extendedInformation"
 	THealth     = "replicationVaultHealth"
+
+	TNetworks        = "replicationNetworks"
+	TNetworkMappings = "replicationNetworkMappings"
+	TLogicalNetworks = "replicationLogicalNetworks"
+	TStorage         = "replicationStorageClassifications"
+	TStorageMappings = "replicationStorageClassificationMappings"
 )
 
 // escapeID escapes the segments of an id for a URL.
@@ -47,7 +49,7 @@ func escapeID(id string) string {
 // FabricID is the id of a site.
 func (c IDs) FabricID(f dr.Fabric) string { return c.VaultID.ID(TFabrics, f.Name) }
 
-// ContainerID is the id of a site's one protection container.
+// ContainerID is the id of a site's own protection container: its only one without VMM.
 func (c IDs) ContainerID(f dr.Fabric) string {
 	return c.VaultID.ID(TFabrics, f.Name, TContainers, f.ContainerName())
 }
@@ -57,7 +59,35 @@ func (c IDs) ProviderID(f dr.Fabric, id dr.AgentID) string {
 	return c.VaultID.ID(TFabrics, f.Name, TProviders, string(id))
 }
 
+// NetworkID is the id of a network of a site.
+func (c IDs) NetworkID(f dr.Fabric, network string) string {
+	return c.VaultID.ID(TFabrics, f.Name, TNetworks, network)
+}
+
+// StorageID is the id of a storage classification of a site.
+func (c IDs) StorageID(f dr.Fabric, classification string) string {
+	return c.VaultID.ID(TFabrics, f.Name, TStorage, classification)
+}
+
+// ItemID is the id of the protected item of a VM, in the container that the VM is in now.
+func (c *Call) ItemID(f dr.Fabric, vm dr.VMID, name string) string {
+	return c.VaultID.ID(TFabrics, f.Name, TContainers, c.ContainerOf(f, vm), TItems, name)
+}
+
 // VMID is the id of a protectable item.
-func (c IDs) VMID(f dr.Fabric, vm dr.VMID) string {
-	return c.VaultID.ID(TFabrics, f.Name, TContainers, f.ContainerName(), TVMs, string(vm))
+func (c *Call) VMID(f dr.Fabric, vm dr.VMID) string {
+	return c.VaultID.ID(TFabrics, f.Name, TContainers, c.ContainerOf(f, vm), TVMs, string(vm))
+}
+
+// ContainerOf is the name of the container that a VM is in now. f is of Fabric or
+// the Directory, which have read the places of its VMs.
+func (c *Call) ContainerOf(f dr.Fabric, vm dr.VMID) string {
+	return f.ContainerOf(c.Dir.clouds[f.ID][vm])
+}
+
+// InContainer reports whether a VM is in the container that the path names, which
+// may name none.
+func (c *Call) InContainer(f dr.Fabric, vm dr.VMID) bool {
+	name := c.NameOf(TContainers)
+	return name == "" || strings.EqualFold(name, c.ContainerOf(f, vm))
 }

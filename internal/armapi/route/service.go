@@ -6,6 +6,7 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/vault"
 	"holdfast/internal/vaultdb"
+	"holdfast/internal/vmm"
 )
 
 // Sites are fabrics, their agents and what these discovered.
@@ -17,6 +18,30 @@ type Sites interface {
 	CheckConsistency(ctx context.Context, fabric, by string) (dr.JobID, error)
 	VMs(ctx context.Context, f dr.FabricID) ([]dr.VM, error) // protectable and protected ones
 	VM(ctx context.Context, f dr.FabricID, vm dr.VMID) (dr.VM, error)
+}
+
+// VMM is what is known of VMM servers; all lists of other sites are empty.
+type VMM interface {
+	VMM(ctx context.Context, f dr.FabricID) (vmm.Snapshot, error) // without VMs; Version 0 = nothing yet
+	Clouds(ctx context.Context, f dr.FabricID) ([]vmm.Cloud, error)
+	CloudsOfVMs(ctx context.Context, f dr.FabricID) (map[dr.VMID]string, error) // ids of clouds
+	Discover(ctx context.Context, fabric, container, name, by string) (dr.JobID, error)
+}
+
+// Networks are the networks of sites and their mappings.
+type Networks interface {
+	NetworksOf(ctx context.Context, f dr.FabricID) ([]vault.Network, error)
+	CreateNetworkMapping(ctx context.Context, m vault.NetworkMapping, by string) (dr.JobID, error)
+	UpdateNetworkMapping(ctx context.Context, m vault.NetworkMapping, by string) (dr.JobID, error)
+	NetworkMappings(ctx context.Context, f dr.FabricID) ([]vault.NetworkMapping, error) // "" = all
+	RemoveNetworkMapping(ctx context.Context, f dr.FabricID, network, name, by string) (dr.JobID, error)
+}
+
+// Storages are mappings of storage classifications.
+type Storages interface {
+	CreateStorageMapping(ctx context.Context, m vault.StorageMapping, by string) (dr.JobID, error)
+	StorageMappings(ctx context.Context, f dr.FabricID) ([]vault.StorageMapping, error) // "" = all
+	RemoveStorageMapping(ctx context.Context, f dr.FabricID, classification, name, by string) (dr.JobID, error)
 }
 
 // Providers are registered agents.
@@ -129,6 +154,9 @@ type Access interface {
 // Service is everything.
 type Service interface {
 	Sites
+	VMM
+	Networks
+	Storages
 	Providers
 	Policies
 	Mappings

@@ -8,6 +8,7 @@ import (
 	"holdfast/internal/armapi/route"
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
+	"holdfast/internal/vmm"
 )
 
 // shownType is the fabric type in the API's words: KVM sites appear as Hyper-V sites.
@@ -54,14 +55,47 @@ func fabricResource(c *route.Call, f dr.Fabric) (armwire.Resource[armwire.Fabric
 			h, errs = route.Worst(h, e.Severity), append(errs, e)
 		}
 	}
+	if f.Type == dr.VMMSite {
+		hosts = nil // the public shape of a VMM server has none
+	}
+	server, err := vmmServer(c, f, ps)
+	if err != nil {
+		return armwire.Resource[armwire.Fabric]{}, err
+	}
 	return armwire.Resource[armwire.Fabric]{
 		ID: c.FabricID(f), Name: f.Name, Type: armwire.ResourceType(route.TFabrics, f.Name),
 		Properties: armwire.Fabric{
 			FriendlyName: f.Name, EncryptionDetails: armwire.EncryptionDetails{KEKState: "None"}, RolloverEncryptionDetails: armwire.EncryptionDetails{KEKState: "None"},
 			InternalIdentifier: string(f.ID), BCDRState: "Valid", CustomDetails: armwire.FabricDetails{InstanceType: shownType(f.Type), HyperVHosts: hosts},
-			HealthErrorDetails: route.HealthErrors(errs, string(f.ID)), Health: route.Health(h), FabricType: string(f.Type),
+			HealthErrorDetails: route.HealthErrors(errs, string(f.ID)), Health: route.Health(h), FabricType: string(f.Type), VMM: server,
 		},
 	}, nil
+}
+
+// vmmServer is what the VMM server of a site has told; nil for other sites and
+// before it has told anything.
+func vmmServer(c *route.Call, f dr.Fabric, agents []dr.Provider) (*armwire.VMMServer, error) {
+	if f.Type != dr.VMMSite {
+		return nil, nil
+	}
+	s, err := c.Svc().VMM(c.Ctx(), f.ID)
+	if err != nil || s.Version == 0 {
+		return nil, err
+	}
+	out := &armwire.VMMServer{Server: s.Server.Name, Product: s.Server.Product, Clouds: []string{}, Hosts: []armwire.VMMHost{}, Warnings: append([]string{}, s.Warnings...)}
+	for _, x := range s.Clouds {
+		out.Clouds = append(out.Clouds, x.Name)
+	}
+	for _, h := range s.Hosts {
+		w := armwire.VMMHost{Name: h.Name, Cluster: h.Cluster, OS: h.OS}
+		for _, p := range agents {
+			if _, same := vmm.HostNamed([]vmm.Host{h}, p.Host); same && p.Fabric == f.ID && !p.Revoked {
+				w.AgentID = string(p.ID)
+			}
+		}
+		out.Hosts = append(out.Hosts, w)
+	}
+	return out, nil
 }
 
 // providerError says what is wrong with an agent, if anything.
@@ -107,8 +141,10 @@ func fabricType(in armwire.FabricInput) (dr.FabricType, error) {
 		return dr.HyperVSite, nil
 	case strings.EqualFold(t, armwire.KVMSite):
 		return dr.KVMSite, nil
+	case strings.EqualFold(t, armwire.VMM):
+		return dr.VMMSite, nil
 	}
-	return "", dr.New(dr.KindUnsupported, route.CodeNotSupported, "armapi.putFabric", "sites of type %q can't be created; use %s or %s", route.Clip(t), armwire.HyperVSite, armwire.KVMSite)
+	return "", dr.New(dr.KindUnsupported, route.CodeNotSupported, "armapi.putFabric", "sites of type %q can't be created; use %s, %s or %s", route.Clip(t), armwire.HyperVSite, armwire.KVMSite, armwire.VMM)
 }
 
 // removeFabric serves remove (POST) and purge (DELETE, also when hosts are gone).
@@ -125,57 +161,4 @@ func checkConsistency(c *route.Call) (route.Reply, error) {
 	}
 	job, err := c.Svc().CheckConsistency(c.Ctx(), f.Name, c.Who.Name)
 	return route.Started(job, err, c.FabricID(f))
-}
-
-func listContainers(c *route.Call) (route.Reply, error) {
-	var fs []dr.Fabric
-	var err error
-	if c.NameOf(route.TFabrics) == "" {
-		fs, err = c.Dir.Fabrics()
-	} else {
-		var f dr.Fabric
-		f, err = c.Fabric()
-		fs = []dr.Fabric{f}
-	}
-	if err != nil {
-		return route.Reply{}, err
-	}
-	return route.Page(c, fs, func(f dr.Fabric) string { return f.ContainerName() }, containerResource)
-}
-
-func getContainer(c *route.Call) (route.Reply, error) {
-	f, err := c.Fabric()
-	if err != nil {
-		return route.Reply{}, err
-	}
-	r, err := containerResource(c, f)
-	if err != nil {
-		return route.Reply{}, err
-	}
-	return route.OK(r)
-}
-
-func containerResource(c *route.Call, f dr.Fabric) (armwire.Resource[armwire.Container], error) {
-	ms, err := c.Dir.Mappings()
-	if err != nil {
-		return armwire.Resource[armwire.Container]{}, err
-	}
-	counts, _, err := c.Dir.Protected()
-	if err != nil {
-		return armwire.Resource[armwire.Container]{}, err
-	}
-	paired, role := "NotPaired", ""
-	for _, m := range ms {
-		switch f.ID {
-		case m.Fabric:
-			paired, role = "Paired", "Primary"
-		case m.TargetFabric:
-			paired, role = "Paired", cmp.Or(role, "Recovery")
-		}
-	}
-	return armwire.Resource[armwire.Container]{
-		ID: c.ContainerID(f), Name: f.ContainerName(), Type: armwire.ResourceType(route.TFabrics, f.Name, route.TContainers, ""),
-		Properties: armwire.Container{FabricFriendlyName: f.Name, FriendlyName: f.Name, FabricType: shownType(f.Type),
-			ProtectedItemCount: int32(counts[f.ID]), PairingStatus: paired, Role: role},
-	}, nil
 }

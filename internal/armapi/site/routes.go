@@ -1,4 +1,4 @@
-// Package site serves sites (fabrics), their one protection container, the agents
+// Package site serves sites (fabrics), their protection containers, the agents
 // of their hosts, the VMs that these have discovered, and registration keys.
 package site
 
@@ -28,6 +28,7 @@ func Routes(t route.Table) {
 	t.Add("GET", read, listContainers, "[]", route.TContainers)
 	t.Add("GET", read, listContainers, "[]", route.ContainerPath()...)
 	t.Add("GET", read, getContainer, "", route.ContainerPath()...)
+	t.Add("POST", operate, discover, ":discoverProtectableItem", route.ContainerPath()...)
 	vms := route.ContainerPath(route.TVMs)
 	t.Add("GET", read, listVMs, "[]", vms...)
 	t.Add("GET", read, getVM, "", vms...)

@@ -51,7 +51,7 @@ func listVMs(c *route.Call) (route.Reply, error) {
 	}
 	all := make([]vmEntry, 0, len(vms))
 	for _, vm := range vms {
-		if item := by[vm.ID]; !vm.Gone || item != "" { // a VM that is gone can't be protected any more
+		if item := by[vm.ID]; c.InContainer(f, vm.ID) && (!vm.Gone || item != "") { // a VM that is gone can't be protected any more
 			all = append(all, vmEntry{vm, item})
 		}
 	}
@@ -108,15 +108,19 @@ func vmResource(c *route.Call, f dr.Fabric, e vmEntry) armwire.Resource[armwire.
 	}
 	var item *string
 	if e.item != "" {
-		id := c.ItemID(f, e.item)
+		id := c.ItemID(f, vm.ID, e.item)
 		item = &id
+	}
+	instance := armwire.HyperVVirtualMachine
+	if f.Type == dr.VMMSite {
+		instance = armwire.VMMVirtualMachine
 	}
 	return armwire.Resource[armwire.ProtectableItem]{
 		ID: c.VMID(f, vm.ID), Name: string(vm.ID), Type: armwire.ResourceType(route.TFabrics, "", route.TContainers, "", route.TVMs, ""),
 		Properties: armwire.ProtectableItem{
 			FriendlyName: vm.Name, ProtectionStatus: e.status(), ReplicationProtectedItemID: item, RecoveryServicesProviderID: c.ProviderID(f, vm.Agent),
 			ProtectionReadinessErrors: readiness, SupportedReplicationProviders: []string{armwire.HyperVReplicaAzure}, Running: vm.Running,
-			CustomDetails: armwire.VMDetails{InstanceType: armwire.HyperVVirtualMachine, SourceItemID: string(vm.ID), Generation: strconv.Itoa(max(1, vm.Generation)),
+			CustomDetails: armwire.VMDetails{InstanceType: instance, SourceItemID: string(vm.ID), Generation: strconv.Itoa(max(1, vm.Generation)),
 				OSDetails: OSDetails(vm), DiskDetails: disks, HasPhysicalDisk: physical, HasFibreChannelAdapter: "NotPresent", HasSharedVHD: shared, HyperVHostID: string(vm.Agent)},
 		},
 	}

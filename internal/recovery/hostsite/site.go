@@ -172,7 +172,7 @@ func (s *Site) startLocal(ctx context.Context, rec record) (agentapi.BootResult,
 
 func (s *Site) bootSpec(p agentapi.BootPayload, vm cut.VMRecord, disks []hydrate.Export) hypervisor.BootSpec {
 	spec := hypervisor.BootSpec{
-		Name: p.VMName, Owner: owner(p.Serving), CPUs: p.CPUs, MemoryMB: p.MemoryMB, KeepUUID: p.KeepUUID, Network: p.Network,
+		Name: p.VMName, Owner: owner(p.Serving), CPUs: p.CPUs, MemoryMB: p.MemoryMB, KeepUUID: p.KeepUUID, Network: p.Network, Adapters: adapters(p.Adapters),
 		Config: hypervisor.VMConfig{
 			VM:     dr.VM{ID: dr.VMID(vm.UUID), Name: vm.Name, Generation: vm.Generation, CPUs: vm.CPUs, MemoryMB: vm.MemoryMB},
 			Native: vm.Config,
@@ -450,4 +450,12 @@ func (s *Site) byVM(vm string) (record, error) {
 		}
 	}
 	return record{}, dr.New(dr.KindNotFound, dr.CodeVMNotFound, op, "VM %s is no recovery VM of this host", vm)
+}
+
+// adapters is how the mappings of the vault connect each adapter.
+func adapters(in []agentapi.BootAdapter) (out []hypervisor.BootNIC) {
+	for _, a := range in {
+		out = append(out, hypervisor.BootNIC{MAC: a.MAC, Network: a.Network, VLAN: a.VLAN})
+	}
+	return out
 }

@@ -54,6 +54,10 @@ func (s *Sites) Enroll(ctx context.Context, r agentapi.EnrollRequest) (agentapi.
 		if f, err = vaultdb.Fabric(ctx, tx, k.Fabric); err != nil {
 			return err
 		}
+		if slices.Contains(roles, dr.RoleVMM) && f.Type != dr.VMMSite {
+			return dr.Errorf(dr.KindInvalid, op, "the role vmm is for sites of the type VMM, and site %s is of type %s", f.Name, f.Type).
+				WithHint("create a site of the type VMM and use a registration key of that site")
+		}
 		p, err = vaultdb.ProviderOfHost(ctx, tx, k.Fabric, r.MachineID, r.Host)
 		known := err == nil
 		if err != nil && dr.KindOf(err) != dr.KindNotFound {
@@ -153,7 +157,7 @@ func parseRoles(op string, names []string) ([]dr.AgentRole, error) {
 	var roles []dr.AgentRole
 	for _, n := range names {
 		r := dr.AgentRole(n)
-		if r != dr.RoleSource && r != dr.RoleRecovery {
+		if r != dr.RoleSource && r != dr.RoleRecovery && r != dr.RoleVMM {
 			return nil, dr.Errorf(dr.KindInvalid, op, "%q is not a role of an agent", n)
 		}
 		if !slices.Contains(roles, r) {

@@ -113,8 +113,8 @@ func (s *Profiles) CreateMapping(ctx context.Context, m dr.ContainerMapping, by 
 		if err != nil {
 			return "", err
 		}
-		if f.ContainerName() != vaultdb.Key(parts[2]) {
-			return "", dr.New(dr.KindNotFound, dr.CodeNotFound, op, "site %q has no protection container %q", f.Name, parts[2])
+		if err := s.checkContainer(ctx, op, f, parts[2]); err != nil {
+			return "", err
 		}
 		m.TargetFabric = f.ID
 	}
@@ -125,11 +125,28 @@ func (s *Profiles) CreateMapping(ctx context.Context, m dr.ContainerMapping, by 
 			return vaultdb.InsertMapping(ctx, tx, m)
 		case err != nil:
 			return err
-		case have.Policy != m.Policy || have.Target != m.Target:
+		case have.Policy != m.Policy || have.Target != m.Target || have.Container != m.Container:
 			return dr.New(dr.KindConflict, dr.CodeAlreadyExists, op, "mapping %q exists already with another policy or target", have.Name)
 		}
 		return nil
 	})
+}
+
+// checkContainer refuses a container that a site does not have.
+func (s *Profiles) checkContainer(ctx context.Context, op string, f dr.Fabric, name string) error {
+	if f.ContainerName() == vaultdb.Key(name) {
+		return nil
+	}
+	clouds, err := state.Get(vaultdb.Clouds(ctx, s.st.Q(), f.ID))
+	if err != nil {
+		return err
+	}
+	for _, c := range clouds {
+		if f.ContainerOf(c.ID) == vaultdb.Key(name) {
+			return nil
+		}
+	}
+	return dr.New(dr.KindNotFound, dr.CodeNotFound, op, "site %q has no protection container %q", f.Name, name)
 }
 
 // Mapping finds a mapping of a site by name.
@@ -154,7 +171,11 @@ func (s *Profiles) RemoveMapping(ctx context.Context, f dr.FabricID, name, by st
 			return err
 		}
 		for _, it := range items {
-			if it.Policy == m.Policy {
+			in, err := ContainerOf(ctx, tx, f, it.VM)
+			if err != nil {
+				return err
+			}
+			if it.Policy == m.Policy && (m.Container == "" || m.Container == in) {
 				return dr.New(dr.KindConflict, dr.CodePolicyInUse, "vault.RemoveMapping", "mapping %q is used by %s", m.Name, it.VMName)
 			}
 		}
@@ -162,20 +183,40 @@ func (s *Profiles) RemoveMapping(ctx context.Context, f dr.FabricID, name, by st
 	})
 }
 
-// RecoveryFabric finds where an item recovers: the site that its container
-// mapping names. Where the mapping names none (the cloud, which is no target
+// ContainerOf is the name of the protection container that a VM is in now: the one
+// of its cloud, or the one of its site.
+func ContainerOf(ctx context.Context, q sqldb.Querier, f dr.FabricID, vm dr.VMID) (string, error) {
+	fabric, err := vaultdb.Fabric(ctx, q, f)
+	if err != nil || fabric.Type != dr.VMMSite {
+		return fabric.ContainerName(), err
+	}
+	place, err := vaultdb.Place(ctx, q, f, vm)
+	if dr.KindOf(err) == dr.KindNotFound {
+		err = nil
+	}
+	return fabric.ContainerOf(place.Cloud), err
+}
+
+// RecoveryFabric finds where an item recovers: the site that the mapping of its
+// VM's container, else of all the site, names. Where the mapping names none (the cloud, which is no target
 // yet), it is the only other site that has a host with the recovery role, or,
 // if no other site has one, the item's own site when another of its hosts has
 // the role. Several candidates are an error that asks for a mapping.
-func RecoveryFabric(ctx context.Context, q sqldb.Querier, source dr.FabricID, policy dr.PolicyID, sourceAgent dr.AgentID) (dr.FabricID, error) {
+func RecoveryFabric(ctx context.Context, q sqldb.Querier, source dr.FabricID, vm dr.VMID, policy dr.PolicyID, sourceAgent dr.AgentID) (dr.FabricID, error) {
 	const op = "vault.RecoveryFabric"
 	maps, err := vaultdb.Mappings(ctx, q, source)
 	if err != nil {
 		return "", err
 	}
-	for _, m := range maps {
-		if m.Policy == policy && m.TargetFabric != "" {
-			return m.TargetFabric, nil
+	in, err := ContainerOf(ctx, q, source, vm)
+	if err != nil {
+		return "", err
+	}
+	for _, container := range []string{in, ""} {
+		for _, m := range maps {
+			if m.Policy == policy && m.TargetFabric != "" && m.Container == container {
+				return m.TargetFabric, nil
+			}
 		}
 	}
 	agents, err := vaultdb.Providers(ctx, q, "")

@@ -291,6 +291,13 @@ func (w *Board) Submit(ctx context.Context, kind, targetType, target, targetID, 
 	return dr.JobID(id), err
 }
 
+// SubmitInput is Submit with an input of the job's own.
+func (w *Board) SubmitInput(ctx context.Context, kind, targetType, target, targetID, by string, input any) (dr.JobID, error) {
+	id, err := w.Engine.Submit(ctx, nil, job.Spec{Kind: kind, TargetType: targetType, TargetName: target, By: by, Input: input,
+		Steps: specs(w.kinds[kind].Steps), Meta: map[string]string{MetaTarget: targetID}})
+	return dr.JobID(id), err
+}
+
 // Active finds the job that holds a lock key; "" if none does.
 func (w *Board) Active(ctx context.Context, lock string) (string, error) {
 	jobs, _, err := w.Engine.List(ctx, job.Filter{Item: lock, States: []job.State{job.Ready, job.Running, job.Waiting}, Limit: 1})

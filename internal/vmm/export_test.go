@@ -1,0 +1,4 @@
+package vmm
+
+// Arguments are the arguments of the program.
+func Arguments() []string { return arguments() }
