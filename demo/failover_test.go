@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 		dir := fmt.Sprintf("/tmp/hfb-%d", os.Geteuid())
 		err := os.MkdirAll(dir, 0o755)
 		if err == nil {
-			cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "holdfast"), "holdfast/cmd/holdfast")
+			cmd := exec.Command("go", "build", "-o", dir+"/", "holdfast/cmd/holdfast", "holdfast/cmd/hvsim")
 			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 			var out []byte
 			if out, err = cmd.CombinedOutput(); err != nil {
@@ -45,7 +45,7 @@ func newDemo(t *testing.T) *demo {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
-	d := &demo{bin: os.Getenv(binEnv), report: filepath.Join(t.TempDir(), "report.json"), once: true, out: newScreen(f)}
+	d := &demo{bin: os.Getenv(binEnv), sim: filepath.Join(filepath.Dir(os.Getenv(binEnv)), "hvsim"), report: filepath.Join(t.TempDir(), "report.json"), once: true, out: newScreen(f)}
 	if d.dir, err = os.MkdirTemp("/tmp", "hf-demo-"); err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +53,7 @@ func newDemo(t *testing.T) *demo {
 		if t.Failed() {
 			raw, _ := os.ReadFile(f.Name())
 			t.Logf("screen:\n%s", raw)
-			for _, name := range []string{"vault", "agent-primary", "agent-recovery"} {
+			for _, name := range []string{"vault", "agent-primary", "agent-recovery", "hyperv-primary", "hyperv-recovery"} {
 				raw, _ := os.ReadFile(filepath.Join(d.dir, name+".log"))
 				t.Logf("%s:\n%s", name, raw[max(0, len(raw)-4000):])
 			}

@@ -6,8 +6,6 @@ import (
 	"os"
 	"sync"
 	"time"
-
-	"holdfast/internal/ledger/sessionvirt"
 )
 
 // result is demo-report.json; fields may be added.
@@ -96,7 +94,7 @@ type ack struct {
 	n  uint64
 }
 
-func watchAcks(g *sessionvirt.Guest) *watcher {
+func watchAcks(g machine) *watcher {
 	w := &watcher{quit: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		defer close(w.done)

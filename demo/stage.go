@@ -16,16 +16,19 @@ import (
 	"time"
 
 	"holdfast/internal/armclient"
+	"holdfast/internal/dr"
+	"holdfast/internal/ledger"
 	"holdfast/internal/ledger/sessionvirt"
 )
 
 // process is a program of the demo's, known by handle.
 type process struct {
-	name string
-	cmd  *exec.Cmd
-	log  string
-	once sync.Once
-	done chan struct{}
+	name   string
+	cmd    *exec.Cmd
+	log    string
+	before int // lines of JSON that earlier runs left in the log
+	once   sync.Once
+	done   chan struct{}
 }
 
 func start(name, dir, bin string, args ...string) (*process, error) {
@@ -35,6 +38,9 @@ func start(name, dir, bin string, args ...string) (*process, error) {
 		return nil, err
 	}
 	defer f.Close()
+	if old, err := os.ReadFile(p.log); err == nil {
+		p.before = bytes.Count(append([]byte("\n"), old...), []byte("\n{"))
+	}
 	p.cmd = exec.Command(bin, args...)
 	p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir = f, f, dir
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the demo, which then ends its programs in order
@@ -80,14 +86,56 @@ func (p *process) alive() error {
 	}
 }
 
-// site is one KVM site: a libvirt of its own and an agent.
+// site is one site: a hypervisor of its own and an agent.
 type site struct {
 	name  string
 	role  string
-	virt  *sessionvirt.Instance
+	on    platform
+	virt  *sessionvirt.Instance // of a KVM site
 	agent *process
 	state string
 }
+
+// platform is the hypervisor of a site.
+type platform interface {
+	kind() dr.FabricType
+	flags() []string // of 'agent run', which say where it is
+	// serial returns the file of a VM's serial console.
+	serial(ctx context.Context, vm string) (string, error)
+	stop() error
+}
+
+// machine is the source VM, as somebody sees it who can pull its plug.
+type machine interface {
+	Start(ctx context.Context) error
+	Kill(ctx context.Context) error // as a power cut
+	Acked() (uint64, error)         // the newest record that it has told as written
+	Read() (ledger.Console, error)
+	WaitAck(ctx context.Context, n uint64) error
+}
+
+// kvm is a libvirt session.
+type kvm struct{ virt *sessionvirt.Instance }
+
+func (kvm) kind() dr.FabricType { return dr.KVMSite }
+
+func (k kvm) flags() []string {
+	return []string{"--libvirt", "qemu:///session", "--libvirt-socket", k.virt.Socket, "--dir", filepath.Join(k.virt.Dir, "hf"), "--run-dir", filepath.Join(k.virt.Dir, "run")}
+}
+
+func (k kvm) serial(ctx context.Context, vm string) (string, error) {
+	xml, err := k.virt.Virsh(ctx, "dumpxml", vm)
+	if err != nil {
+		return "", err
+	}
+	path := serialPath(xml)
+	if path == "" {
+		return "", errors.New("the recovery VM has no serial console")
+	}
+	return path, nil
+}
+
+func (k kvm) stop() error { return k.virt.Stop() }
 
 // credentials are what 'holdfast vault init --output json' prints once.
 type credentials struct {
@@ -191,8 +239,7 @@ func (d *demo) startAgent(ctx context.Context, s *site) error {
 }
 
 func (d *demo) runAgent(s *site) (err error) {
-	s.agent, err = start("agent-"+s.name, d.dir, d.bin, "agent", "run", "--state", s.state, "--libvirt", "qemu:///session", "--libvirt-socket", s.virt.Socket,
-		"--dir", filepath.Join(s.virt.Dir, "hf"), "--run-dir", filepath.Join(s.virt.Dir, "run"))
+	s.agent, err = start("agent-"+s.name, d.dir, d.bin, append([]string{"agent", "run", "--state", s.state}, s.on.flags()...)...)
 	return err
 }
 
@@ -226,8 +273,8 @@ func (d *demo) cleanUp() error {
 	d.vault.stop()
 	var err error
 	for _, s := range d.sites {
-		if s.virt != nil {
-			err = errors.Join(err, s.virt.Stop())
+		if s.on != nil {
+			err = errors.Join(err, s.on.stop())
 		}
 	}
 	if d.dir == "" {

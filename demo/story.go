@@ -21,6 +21,8 @@ import (
 // demo is one performance.
 type demo struct {
 	bin    string
+	sim    string // the hvsim binary
+	hyperv string // which sites are simulated Hyper-V hosts: "", primary or both
 	report string
 	once   bool
 	stage  bool // only set the stage
@@ -31,7 +33,7 @@ type demo struct {
 	vault  *process
 	api    *armclient.Client
 	sites  []*site
-	guest  *sessionvirt.Guest
+	guest  machine
 	item   string // resource id
 	watch  *watcher
 	result result
@@ -72,7 +74,7 @@ func (d *demo) play(ctx context.Context) error {
 
 // build makes the guest's image and both sites' libvirts.
 func (d *demo) build(ctx context.Context) error {
-	d.out.heading("Build a two-disk ledger VM and start two KVM sites")
+	d.out.heading("Build a two-disk ledger VM and start two sites")
 	cache, err := guestimage.DefaultCacheDir()
 	if err != nil {
 		return err
@@ -83,18 +85,45 @@ func (d *demo) build(ctx context.Context) error {
 	}
 	d.out.line("guest image: kernel %s", img.Kernel)
 	for _, s := range []*site{{name: "primary", role: "source"}, {name: "recovery", role: "recovery"}} {
-		if s.virt, err = sessionvirt.Start(ctx, ""); err != nil {
-			return fmt.Errorf("start libvirt of site %s: %w", s.name, err)
-		}
 		d.sites = append(d.sites, s)
-		d.out.line("site %-9s libvirt session in %s", s.name, s.virt.Dir)
+		if d.hyperv == "both" || d.hyperv == s.name {
+			err = d.buildHyperV(ctx, s, img)
+		} else {
+			err = d.buildKVM(ctx, s, img)
+		}
+		if err != nil {
+			return fmt.Errorf("start site %s: %w", s.name, err)
+		}
 	}
-	kvm := sessionvirt.KVMUsable(ctx)
-	d.guest, err = sessionvirt.NewGuest(ctx, d.sites[0].virt, img, vmName, sessionvirt.GuestConfig{KVM: kvm, Network: "user", Words: []string{"churn=10"}})
+	return nil
+}
+
+// buildKVM starts a libvirt session; at the primary site with the ledger VM.
+func (d *demo) buildKVM(ctx context.Context, s *site, img guestimage.Image) (err error) {
+	if s.virt, err = sessionvirt.Start(ctx, ""); err != nil {
+		return err
+	}
+	s.on = kvm{s.virt}
+	d.out.line("site %-9s libvirt session in %s", s.name, s.virt.Dir)
+	if s.role == "source" {
+		d.guest, err = sessionvirt.NewGuest(ctx, s.virt, img, vmName, sessionvirt.GuestConfig{KVM: sessionvirt.KVMUsable(ctx), Network: "user", Words: []string{"churn=10"}})
+	}
+	return err
+}
+
+// buildHyperV prepares a simulated Hyper-V host, which at the primary site is started with the ledger VM.
+func (d *demo) buildHyperV(ctx context.Context, s *site, img guestimage.Image) error {
+	h, err := newHyperV(d.sim, d.dir, s.name)
 	if err != nil {
 		return err
 	}
-	return nil
+	s.on = h
+	d.out.line("site %-9s simulated Hyper-V host in %s", s.name, h.dir)
+	if s.role == "source" {
+		d.guest, err = newHVMachine(ctx, h, img)
+		return err
+	}
+	return h.start(ctx)
 }
 
 // bringUp starts the vault and boots the VM at the primary site.
@@ -117,7 +146,7 @@ func (d *demo) bringUp(ctx context.Context) error {
 func (d *demo) register(ctx context.Context) error {
 	d.out.heading("Register both sites with key files and discover")
 	for _, s := range d.sites {
-		op, err := d.api.CreateFabric(ctx, s.name, dr.KVMSite)
+		op, err := d.api.CreateFabric(ctx, s.name, s.on.kind())
 		if err != nil {
 			return err
 		}
@@ -403,15 +432,11 @@ func verdict(ok bool) string {
 // host, as its operator would.
 func (d *demo) recoveredConsole(ctx context.Context, vm string) (ledger.Console, error) {
 	var c ledger.Console
-	virt := d.sites[1].virt
-	err := d.until(ctx, 2*time.Minute, "the recovered guest's ledger", func() (bool, error) {
-		xml, err := virt.Virsh(ctx, "dumpxml", vm)
-		if err != nil {
+	on := d.sites[1].on
+	var path string
+	err := d.until(ctx, 2*time.Minute, "the recovered guest's ledger", func() (_ bool, err error) {
+		if path, err = on.serial(ctx, vm); err != nil {
 			return false, err
-		}
-		path := serialPath(xml)
-		if path == "" {
-			return false, errors.New("the recovery VM has no serial console")
 		}
 		f, err := os.Open(path)
 		if err != nil {
@@ -421,6 +446,10 @@ func (d *demo) recoveredConsole(ctx context.Context, vm string) (ledger.Console,
 		c, err = ledger.ReadConsole(f)
 		return err == nil && c.Boots > 0 && c.BootAcked > c.FoundA, err
 	})
+	if err != nil {
+		raw, _ := os.ReadFile(path)
+		err = fmt.Errorf("%w; its console ends: %q", err, raw[max(0, len(raw)-1500):])
+	}
 	return c, err
 }
 

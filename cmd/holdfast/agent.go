@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -15,14 +14,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"holdfast/cmd/holdfast/internal/console"
+	"holdfast/cmd/holdfast/internal/hosting"
+	"holdfast/cmd/holdfast/internal/hosttool"
 	"holdfast/internal/agent"
 	"holdfast/internal/agent/assignment"
 	"holdfast/internal/agent/channel"
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
 	"holdfast/internal/hydrate"
-	"holdfast/internal/hypervisor"
-	"holdfast/internal/hypervisor/libvirt"
 	"holdfast/internal/pace"
 	"holdfast/internal/recovery/hostsite"
 )
@@ -32,17 +31,8 @@ const defaultState = "/var/lib/holdfast/agent"
 func (a *app) agentCommand() *cobra.Command {
 	c := &cobra.Command{Use: "agent", Short: "Register a host and run its agent"}
 	c.AddCommand(a.agentRegisterCommand(), a.agentRunCommand(), a.agentServePointCommand())
+	c.AddCommand(hosttool.Commands(a.Console)...)
 	return c
-}
-
-// hostFlags say which hypervisor an agent works with.
-type hostFlags struct{ uri, socket, dir string }
-
-func (h *hostFlags) add(c *cobra.Command) {
-	f := c.Flags()
-	f.StringVar(&h.uri, "libvirt", "qemu:///system", "libvirt URI: qemu:///system or qemu:///session")
-	f.StringVar(&h.socket, "libvirt-socket", "", "socket of the libvirt daemon (default: where it usually is)")
-	f.StringVar(&h.dir, "dir", "", "directory for scratch files, sockets and recovery disks; QEMU must get there (default: STATE.vms)")
 }
 
 func (a *app) agentRegisterCommand() *cobra.Command {
@@ -127,7 +117,7 @@ func readRegistrationKey(path string, now time.Time) (agent.RegistrationKey, err
 // runOptions are the flags of agent run.
 type runOptions struct {
 	state, runDir    string
-	host             hostFlags
+	host             hosting.Flags
 	bandwidth, spool console.Size
 	hours            []string
 	turns            [3]int // cuts, transfers, scans
@@ -144,7 +134,7 @@ func (a *app) agentRunCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&o.state, "state", defaultState, "state directory, as given to register")
-	o.host.add(c)
+	o.host.Add(c)
 	f.StringVar(&o.runDir, "run-dir", "", "directory for the sockets of recovery points (default: as --dir)")
 	f.Var(&o.bandwidth, "bandwidth", "limit of all uploads, bytes a second such as 20M (default: none)")
 	f.StringArrayVar(&o.hours, "bandwidth-hours", nil, "another limit at some hours, such as \"Mon-Fri 08:00-18:00=5M\" (0 = none); may be repeated, the first that fits counts")
@@ -189,8 +179,8 @@ func (a *app) agentRun(ctx context.Context, o runOptions) (err error) {
 		return console.Usage("--state: %v", err)
 	}
 	dir := state + ".vms"
-	if o.host.dir != "" {
-		if dir, err = filepath.Abs(o.host.dir); err != nil {
+	if o.host.Dir != "" {
+		if dir, err = filepath.Abs(o.host.Dir); err != nil {
 			return console.Usage("--dir: %v", err)
 		}
 	}
@@ -213,7 +203,7 @@ func (a *app) agentRun(ctx context.Context, o runOptions) (err error) {
 			return err
 		}
 	}
-	host, err := openHost(ctx, libvirt.Config{URI: o.host.uri, Socket: o.host.socket, Dir: dir, Log: log})
+	host, err := o.host.Open(ctx, dir, log)
 	if err != nil {
 		return err
 	}
@@ -225,7 +215,7 @@ func (a *app) agentRun(ctx context.Context, o runOptions) (err error) {
 			return dr.Errorf(dr.KindInternal, "agent.run", "find this program: %w", err)
 		}
 		launcher := &hydrate.Launcher{Root: root, Argv: []string{self, "agent", "serve-point", "--state", state, "--run-dir", runDir}}
-		cfg.Recovery = hostsite.New(hostsite.Config{Host: host, Servings: launcher, Dir: filepath.Join(dir, "recovery"), Log: log})
+		cfg.Recovery = hostsite.New(hostsite.Config{Host: host, Servings: launcher, Dir: filepath.Join(dir, "recovery"), Image: o.host.Image(), Log: log})
 	}
 	ag, err := agent.New(cfg)
 	if err != nil {
@@ -237,14 +227,6 @@ func (a *app) agentRun(ctx context.Context, o runOptions) (err error) {
 	<-ctx.Done()
 	log.Info("the agent is stopping")
 	return ag.Close()
-}
-
-// openHost connects to the host's hypervisor.
-func openHost(ctx context.Context, cfg libvirt.Config) (hypervisor.Host, error) {
-	if runtime.GOOS != "linux" {
-		return nil, dr.Errorf(dr.KindUnsupported, "agent.run", "this version of the agent works with KVM on Linux; it can't run on %s", runtime.GOOS)
-	}
-	return libvirt.Open(ctx, cfg)
 }
 
 // agentServePointCommand is what hydrate.Launcher starts for each recovery

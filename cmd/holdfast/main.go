@@ -26,6 +26,7 @@ import (
 
 	"holdfast/cmd/holdfast/internal/console"
 	"holdfast/cmd/holdfast/internal/operate"
+	"holdfast/cmd/holdfast/internal/planning"
 	"holdfast/cmd/holdfast/internal/storetool"
 	"holdfast/cmd/holdfast/internal/vaulthost"
 )
@@ -121,6 +122,7 @@ func newRoot(c *console.Console) *cobra.Command {
 	add("setup", vaulthost.VaultCommand(c), a.agentCommand())
 	add("setup", operate.Setup(c)...)
 	add("tools", storetool.StoreCommand(c), storetool.RecoverCommand(c))
+	add("tools", planning.PlanCommand(c))
 	add("tools", operate.Offline(c)...)
 	root.AddCommand(a.versionCommand(), console.ExitCodesTopic())
 	checkArgs(root)

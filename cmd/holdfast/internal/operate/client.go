@@ -34,7 +34,7 @@ func Daily(c *console.Console) []*cobra.Command {
 // Setup are the commands that set replication up.
 func Setup(c *console.Console) []*cobra.Command {
 	a := &app{c}
-	return []*cobra.Command{a.loginCommand(), a.siteCommand(), a.providerCommand(), a.policyCommand(), a.mappingCommand()}
+	return []*cobra.Command{a.loginCommand(), a.siteCommand(), a.providerCommand(), a.policyCommand(), a.mappingCommand(), a.networkCommand()}
 }
 
 // Offline are the commands that need no vault.

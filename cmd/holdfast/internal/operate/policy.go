@@ -141,14 +141,14 @@ func (a *app) mappingCommand() *cobra.Command {
 				return err
 			}
 			if name == "" {
-				name = strings.ToLower(site + "-to-" + to)
+				name = strings.ToLower(strings.ReplaceAll(site+"-to-"+to, "/", "-"))
 			}
 			all, err := c.Mappings(ctx)
 			if err != nil {
 				return err
 			}
 			for _, m := range all {
-				if strings.EqualFold(m.Name, name) && strings.EqualFold(m.Properties.SourceFabricFriendlyName, site) {
+				if strings.EqualFold(m.Name, name) && strings.EqualFold(m.Properties.SourceFabricFriendlyName, box.Properties.FabricFriendlyName) {
 					return dr.New(dr.KindConflict, dr.CodeAlreadyExists, "holdfast.mapping", "site %s has a mapping %q already", site, m.Name).WithHint("Give another --name.")
 				}
 			}
@@ -159,7 +159,7 @@ func (a *app) mappingCommand() *cobra.Command {
 			return a.finish(ctx, c, op, wait)
 		})}
 	f := create.Flags()
-	f.StringVar(&site, "site", "", "site whose VMs are protected")
+	f.StringVar(&site, "site", "", "site whose VMs are protected; SITE/CLOUD for a cloud of a VMM server")
 	f.StringVar(&to, "to", "", "site that recovers them")
 	f.StringVar(&policy, "policy", "", "replication policy")
 	f.StringVar(&name, "name", "", "name of the mapping (default: SITE-to-SITE)")

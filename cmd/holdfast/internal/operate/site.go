@@ -47,9 +47,9 @@ func (a *app) siteCommand() *cobra.Command {
 	var kind string
 	var createWait, deleteWait waitFlag
 	create := &cobra.Command{Use: "create NAME", Short: "Create a site", Args: cobra.ExactArgs(1), RunE: a.withClient(func(ctx context.Context, c *armclient.Client, args []string) error {
-		t := map[string]dr.FabricType{"kvm": dr.KVMSite, "hyperv": dr.HyperVSite}[kind]
+		t := map[string]dr.FabricType{"kvm": dr.KVMSite, "hyperv": dr.HyperVSite, "vmm": dr.VMMSite}[kind]
 		if t == "" {
-			return console.Usage("--type %q is neither kvm nor hyperv", kind)
+			return console.Usage("--type %q is none of kvm, hyperv and vmm", kind)
 		}
 		if _, err := c.Fabric(ctx, args[0]); err == nil {
 			return dr.New(dr.KindConflict, dr.CodeAlreadyExists, "holdfast.site", "there is a site %q already", args[0])
@@ -62,7 +62,7 @@ func (a *app) siteCommand() *cobra.Command {
 		}
 		return a.finish(ctx, c, op, createWait)
 	})}
-	create.Flags().StringVar(&kind, "type", "kvm", "what runs the VMs: kvm or hyperv")
+	create.Flags().StringVar(&kind, "type", "kvm", "what runs the VMs: kvm or hyperv; vmm for a VMM server with its hosts")
 	var purge bool
 	remove := &cobra.Command{Use: "delete NAME", Short: "Delete a site that has no hosts and no protected items", Args: cobra.ExactArgs(1), RunE: a.withClient(func(ctx context.Context, c *armclient.Client, args []string) error {
 		f, err := c.Fabric(ctx, args[0])
@@ -79,7 +79,7 @@ func (a *app) siteCommand() *cobra.Command {
 		return a.finish(ctx, c, op, deleteWait)
 	})}
 	remove.Flags().BoolVar(&purge, "purge", false, "also when its hosts can't be reached")
-	c.AddCommand(createWait.add(create), a.ConfirmFlag(deleteWait.add(remove)), a.siteKeyCommand())
+	c.AddCommand(createWait.add(create), a.ConfirmFlag(deleteWait.add(remove)), a.siteKeyCommand(), a.siteCheckCommand(), a.siteShowCommand())
 	remove.ValidArgsFunction = a.completeSites()
 	return c
 }
@@ -245,16 +245,18 @@ func vms(ctx context.Context, c *armclient.Client, site string) ([]foundVM, erro
 	}
 	var found []foundVM
 	for _, s := range sites {
-		box, err := c.Container(ctx, s)
+		boxes, err := c.Containers(ctx, s)
 		if err != nil {
 			return nil, err
 		}
-		items, err := c.ProtectableItems(ctx, box.ID)
-		if err != nil {
-			return nil, err
-		}
-		for _, it := range items {
-			found = append(found, foundVM{s, box.ID, it})
+		for _, box := range boxes {
+			items, err := c.ProtectableItems(ctx, box.ID)
+			if err != nil {
+				return nil, err
+			}
+			for _, it := range items {
+				found = append(found, foundVM{s, box.ID, it})
+			}
 		}
 	}
 	return found, nil

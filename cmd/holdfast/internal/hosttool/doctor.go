@@ -1,0 +1,335 @@
+package hosttool
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"holdfast/cmd/holdfast/internal/console"
+	"holdfast/cmd/holdfast/internal/hosting"
+	"holdfast/internal/agent"
+	"holdfast/internal/agent/channel"
+	"holdfast/internal/dr"
+	"holdfast/internal/hypervisor"
+)
+
+// check is one look of the doctor.
+type check struct {
+	Name   string `json:"name"`
+	Status string `json:"status"` // ok, warning, failed, skipped
+	Detail string `json:"detail"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// The statuses of a check.
+const (
+	ok      = "ok"
+	warning = "warning"
+	failed  = "failed"
+	skipped = "skipped"
+)
+
+// Limits of the doctor.
+const (
+	doctorCall = 2 * time.Minute
+	maxSkew    = 2 * time.Minute // clocks that differ by more confuse certificates and recovery points
+	lowSpace   = 10 << 30
+)
+
+type doctor struct {
+	app   *app
+	flags hosting.Flags
+	state string
+	vm    string
+	list  []check
+}
+
+func (a *app) doctorCommand() *cobra.Command {
+	d := doctor{app: a}
+	c := &cobra.Command{
+		Use: "doctor", Short: "Find out what keeps replication from working on this host", Args: cobra.NoArgs,
+		Long: "Look after the connection to the hypervisor, its rights and services, the VMs, the space on the volumes and, on a\n" +
+			"registered host, the vault. With --vm, one checkpoint of that VM is made, read and removed: do this once\n" +
+			"before protecting anything on a new host.",
+		RunE: func(c *cobra.Command, _ []string) error { return d.run(c.Context()) },
+	}
+	d.flags.Add(c)
+	c.Flags().StringVar(&d.state, "state", "/var/lib/holdfast/agent", "state directory of the agent, if the host is registered")
+	c.Flags().StringVar(&d.vm, "vm", "", "make and remove one checkpoint of this VM, by name or id")
+	return c
+}
+
+func (d *doctor) add(name, status, detail, remedy string) {
+	d.list = append(d.list, check{name, status, detail, remedy})
+}
+
+// fail adds a check that failed, with the remedy of its error.
+func (d *doctor) fail(name string, err error) {
+	remedy := ""
+	var e *dr.Error
+	if errors.As(err, &e) {
+		if entry, found := dr.Lookup(e.Code); found {
+			remedy = entry.Remedy
+		}
+		if e.Hint != "" {
+			remedy = e.Hint
+		}
+	}
+	d.add(name, failed, err.Error(), remedy)
+}
+
+func (d *doctor) run(ctx context.Context) (err error) {
+	dir, err := os.MkdirTemp("", "hf-doctor")
+	if err != nil {
+		return console.ClassifyAs(err, "make a scratch directory")
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if d.flags.Dir != "" {
+		if dir, err = filepath.Abs(filepath.Join(d.flags.Dir, "doctor")); err != nil {
+			return console.Usage("--dir: %v", err)
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return console.ClassifyAs(err, "make a scratch directory")
+		}
+	}
+	d.host(ctx, dir)
+	d.vault(ctx)
+	if err := console.List(d.app.Console, d.list, "", console.Col("CHECK", func(c check) string { return c.Name }), console.Col("RESULT", func(c check) string { return c.Status }),
+		console.Wide("DETAIL", func(c check) string { return c.Detail }), console.Wide("WHAT TO DO", func(c check) string { return console.Dash(c.Remedy) })); err != nil {
+		return err
+	}
+	bad := 0
+	for _, c := range d.list {
+		if c.Status == failed {
+			bad++
+		}
+	}
+	if bad > 0 {
+		return dr.Errorf(dr.KindPrecondition, "agent.doctor", "%d of %d checks failed", bad, len(d.list))
+	}
+	return nil
+}
+
+// host looks after everything between this process and the VMs.
+func (d *doctor) host(ctx context.Context, dir string) {
+	ctx, cancel := context.WithTimeout(ctx, 5*doctorCall)
+	defer cancel()
+	if d.flags.IsHyperV() {
+		d.management(ctx)
+	}
+	h, err := d.flags.Open(ctx, dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		d.fail("hypervisor", err)
+		return
+	}
+	defer h.Close() // looked at only
+	info, err := h.Info(ctx)
+	if err != nil {
+		d.fail("hypervisor", err)
+		return
+	}
+	d.add("hypervisor", ok, fmt.Sprintf("%s: %s, %d CPUs, %d MB", info.Name, info.Hypervisor, info.CPUs, info.MemoryMB), "")
+	for _, v := range info.Volumes {
+		switch {
+		case v.Free < lowSpace:
+			d.add("space", warning, fmt.Sprintf("%s has %s free of %s", v.Path, console.Bytes(v.Free), console.Bytes(v.Size)), "Free some: an open checkpoint grows by what its VM writes.")
+		default:
+			d.add("space", ok, fmt.Sprintf("%s has %s free of %s", v.Path, console.Bytes(v.Free), console.Bytes(v.Size)), "")
+		}
+	}
+	vms, err := h.Inventory(ctx)
+	if err != nil {
+		d.fail("inventory", err)
+		return
+	}
+	d.inventory(vms)
+	d.checkpoint(ctx, h, vms)
+}
+
+// management looks after the services of a Hyper-V host.
+func (d *doctor) management(ctx context.Context) {
+	s, err := d.flags.Session(ctx, nil)
+	if err != nil {
+		d.fail("management", err)
+		return
+	}
+	defer s.Close() // looked at only
+	way := "COM"
+	if d.flags.HyperV != hosting.LocalHyperV {
+		way = "WS-Man"
+	}
+	os, err := s.Query(ctx, "root/cimv2", "SELECT Caption, Version FROM Win32_OperatingSystem")
+	if err != nil {
+		d.add("management", failed, way+": "+err.Error(), "On the host run 'winrm quickconfig'; check address, user, password file and that the account is in 'Remote Management Users'. On the host itself try --hyperv local.")
+		return
+	}
+	detail := way
+	if len(os) > 0 {
+		detail += ": " + os[0].String("Caption") + " " + os[0].String("Version")
+	}
+	d.add("management", ok, detail, "")
+	services, err := s.Query(ctx, "root/cimv2", "SELECT Name, State FROM Win32_Service WHERE Name='vmms'")
+	switch {
+	case err != nil:
+		d.add("vmms", failed, err.Error(), "Give the account the right to query services (Remote Management Users is enough on the host itself).")
+	case len(services) == 0:
+		d.add("vmms", failed, "the host has no Hyper-V Virtual Machine Management service", "Install the Hyper-V role.")
+	case services[0].String("State") != "Running":
+		d.add("vmms", failed, "the Hyper-V Virtual Machine Management service is "+services[0].String("State"), "Start it: 'Start-Service vmms'.")
+	default:
+		d.add("vmms", ok, "running", "")
+	}
+	if _, err := s.Query(ctx, "root/virtualization/v2", "SELECT * FROM Msvm_VirtualSystemManagementService"); err != nil {
+		d.add("rights", failed, err.Error(), "Add the account to 'Hyper-V Administrators', or run the agent as LocalSystem.")
+	} else {
+		d.add("rights", ok, "may manage VMs", "")
+	}
+}
+
+func (d *doctor) inventory(vms []dr.VM) {
+	var blocked, vss []string
+	for _, vm := range vms {
+		if slices.ContainsFunc(vm.Disks, func(k dr.Disk) bool { return k.Unreplicatable != "" || k.Shared || k.PassThru }) {
+			blocked = append(blocked, vm.Name)
+		}
+		if vm.Running && vm.Facts.AppConsistent != "" {
+			vss = append(vss, vm.Name+": "+vm.Facts.AppConsistent)
+		}
+	}
+	d.add("inventory", ok, fmt.Sprintf("%d VMs", len(vms)), "")
+	if len(blocked) > 0 {
+		d.add("disks", warning, fmt.Sprintf("%d VMs have disks that can't be replicated: %s", len(blocked), strings.Join(blocked, ", ")), "'holdfast site check' tells why for each, and the way out.")
+	} else {
+		d.add("disks", ok, "all can be replicated", "")
+	}
+	if len(vss) > 0 {
+		d.add("guest snapshots", warning, fmt.Sprintf("%d running guests can't make application-consistent points: %s", len(vss), strings.Join(vss, "; ")), "Repair integration services or guest agent there; crash-consistent points work without.")
+	} else {
+		d.add("guest snapshots", ok, "all running guests can be asked", "")
+	}
+}
+
+// checkpoint makes, reads and removes one checkpoint of the chosen VM.
+func (d *doctor) checkpoint(ctx context.Context, h hypervisor.Host, vms []dr.VM) {
+	const name = "checkpoint"
+	if d.vm == "" {
+		d.add(name, skipped, "no VM was named", "Choose one with --vm; its checkpoint is made, read and removed.")
+		return
+	}
+	i := slices.IndexFunc(vms, func(v dr.VM) bool { return strings.EqualFold(string(v.ID), d.vm) || v.Name == d.vm })
+	if i < 0 {
+		d.add(name, failed, fmt.Sprintf("the host has no VM %q", d.vm), "Name one of the host's VMs.")
+		return
+	}
+	vm := vms[i]
+	replicated, err := agent.ReplicatedVMs(d.state)
+	if err != nil {
+		d.fail(name, err)
+		return
+	}
+	if replicated[vm.ID] {
+		d.add(name, skipped, vm.Name+" is replicated by this host's agent, which must not be disturbed", "Choose a VM that is not protected.")
+		return
+	}
+	var disks []string
+	for _, k := range vm.Disks {
+		if k.Unreplicatable == "" && !k.Shared && !k.PassThru {
+			disks = append(disks, k.ID)
+		}
+	}
+	if len(disks) == 0 {
+		d.add(name, failed, vm.Name+" has no disk that can be tracked", "Choose another VM.")
+		return
+	}
+	began := time.Now()
+	cut, err := h.BeginCut(ctx, hypervisor.CutRequest{VM: vm.ID, Disks: disks, Tag: fmt.Sprintf("doctor-%d", began.Unix()), Quiesce: vm.Running && vm.Facts.AppConsistent == ""})
+	if err != nil {
+		d.fail(name, err)
+		return
+	}
+	made := time.Since(began)
+	p := make([]byte, 1<<20)
+	for _, k := range cut.Info().Disks {
+		if err == nil {
+			err = cut.ReadAt(ctx, k.ID, p[:min(k.Size, int64(len(p)))], 0)
+		}
+	}
+	info := cut.Info()
+	if aerr := cut.Abort(context.WithoutCancel(ctx)); aerr != nil {
+		d.fail(name, fmt.Errorf("the checkpoint of %s was made and could not be removed: %w", vm.Name, errors.Join(err, aerr)))
+		return
+	}
+	if err != nil {
+		d.fail(name, fmt.Errorf("the frozen disks of %s could not be read: %w", vm.Name, err))
+		return
+	}
+	detail := fmt.Sprintf("%s: made in %s, %d disks read, removed; %s", vm.Name, made.Round(time.Millisecond), len(info.Disks), info.Consistency)
+	if info.Note != "" {
+		detail += " (" + info.Note + ")"
+	}
+	d.add(name, ok, detail, "")
+}
+
+// vault looks after the way to the vault of a registered host.
+func (d *doctor) vault(ctx context.Context) {
+	const name = "vault"
+	reg, err := channel.LoadRegistration(d.state)
+	if err != nil {
+		d.add(name, skipped, "this host is not registered (no registration in "+d.state+")", "Register it with 'holdfast agent register', or name its --state.")
+		return
+	}
+	u, err := url.Parse(reg.VaultURL)
+	if err != nil {
+		d.fail(name, err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if _, err := net.DefaultResolver.LookupHost(ctx, u.Hostname()); err != nil {
+		d.add(name, failed, fmt.Sprintf("the name %s can't be resolved: %v", u.Hostname(), err), "Check the host's DNS servers and the vault's address.")
+		return
+	}
+	// The vault's certificate is pinned by its authority, which the agent checks with every call; here only the way is looked at.
+	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, //nolint:gosec // no secret is sent
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead, u.Scheme+"://"+u.Host+"/", nil)
+	if err != nil {
+		d.fail(name, err)
+		return
+	}
+	began := time.Now()
+	resp, err := client.Do(req)
+	if err != nil {
+		d.add(name, failed, err.Error(), "Open outbound TCP to the vault's port, or name the proxy with --proxy or HTTPS_PROXY.")
+		return
+	}
+	took := time.Since(began)
+	_ = resp.Body.Close() // HEAD has none
+	d.add(name, ok, fmt.Sprintf("%s answers in %s", u.Host, took.Round(time.Millisecond)), "")
+	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		skew := d.app.Now().Sub(date).Round(time.Second)
+		if skew > maxSkew || skew < -maxSkew {
+			d.add("clock", failed, fmt.Sprintf("this host's clock differs by %s from the vault's", skew), "Set the clock: 'w32tm /resync' or systemd-timesyncd.")
+		} else {
+			d.add("clock", ok, fmt.Sprintf("differs by %s from the vault's", skew), "")
+		}
+	}
+	if left := reg.NotAfter.Sub(d.app.Now()); left < 7*24*time.Hour {
+		d.add("certificate", warning, fmt.Sprintf("the agent's certificate is good for %s", console.Short(max(left, 0))), "The agent renews it when it reaches the vault; one that has ended needs a new registration.")
+	} else {
+		d.add("certificate", ok, "good until "+reg.NotAfter.Format(time.DateOnly), "")
+	}
+}
