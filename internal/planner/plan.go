@@ -150,7 +150,7 @@ func Make(profiles []Profile, o Options) (Plan, error) {
 	}
 	p.bandwidth(cuts, o)
 	slices.SortStableFunc(p.VMs, func(a, b VMPlan) int { return cmp.Compare(b.Changed, a.Changed) })
-	p.Rate = cmp.Or(o.Bandwidth, p.Bandwidth)
+	p.Rate = cmp.Or(o.Bandwidth, p.initialRate(o))
 	p.batches(o)
 	p.volumes(profiles, o)
 	p.storage(o)
@@ -276,6 +276,18 @@ func (p *Plan) bandwidth(cuts []cutAt, o Options) {
 		slices.Sort(l)
 		p.WhatIf = append(p.WhatIf, WhatIf{Bandwidth: b, Violated: over(l, o.RPO), Worst: l[len(l)-1], Percentile: l[int(math.Ceil(float64(len(l))*0.9))-1]})
 	}
+}
+
+// initialTime is how long all initial replications together may take where no bandwidth is given.
+const initialTime = 7 * 24 * time.Hour
+
+// initialRate is what replication needs anyway, or what brings all VMs over in a week.
+func (p *Plan) initialRate(o Options) int64 {
+	var total float64
+	for _, vm := range p.VMs {
+		total += float64(vm.Used) * o.Ratio
+	}
+	return max(p.Bandwidth, int64(math.Ceil(total/initialTime.Seconds())))
 }
 
 // batches packs the smallest VMs first: the most VMs are protected the soonest.

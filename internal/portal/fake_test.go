@@ -16,6 +16,7 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/vault"
 	"holdfast/internal/vaultdb"
+	"holdfast/internal/vmm"
 )
 
 var _ Vault = (*fake)(nil)
@@ -46,6 +47,9 @@ type fake struct {
 	upkeep   map[dr.ItemID]vault.UpkeepStatus
 	groups   []dr.ConsistencyGroup
 	events   []vaultdb.Event // oldest first
+	nets     []vault.Network
+	netMaps  []vault.NetworkMapping
+	vmms     map[dr.FabricID]vmm.Snapshot
 	serial   int
 }
 

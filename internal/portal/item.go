@@ -14,6 +14,7 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/portal/chart"
 	"holdfast/internal/portal/estate"
+	"holdfast/internal/portal/machine"
 	"holdfast/internal/portal/page"
 	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
@@ -200,6 +201,7 @@ type itemBody struct {
 	Dialogs      []command // the ones that ask, and can be used
 	Ask          string    // the dialog to open at once
 	VM           dr.VM
+	Facts        machine.Facts
 	Policy       dr.Policy
 	SourceHost   dr.Provider
 	SourceOn     bool
@@ -256,6 +258,11 @@ func (p itemPages) show(w http.ResponseWriter, r *page.Request) error {
 	}
 	if b.VM, err = p.V.VM(ctx, it.Fabric, it.VM); err != nil && dr.KindOf(err) != dr.KindNotFound {
 		return err
+	}
+	if b.VM.ID != "" {
+		if b.Facts, err = p.facts(ctx, b.Site, b.VM); err != nil {
+			return err
+		}
 	}
 	b.SourceOn = b.SourceHost.ID != "" && p.V.Connected(b.SourceHost)
 	points, err := p.V.PointDetails(ctx, it.ID)

@@ -22,8 +22,10 @@ import (
 
 	"holdfast/internal/dr"
 	"holdfast/internal/portal/group"
+	"holdfast/internal/portal/network"
 	"holdfast/internal/portal/page"
 	"holdfast/internal/portal/policy"
+	"holdfast/internal/portal/report"
 )
 
 // Vault is what the portal needs of the vault; *vault.Vault satisfies it.
@@ -57,6 +59,7 @@ func (c *core) routes() *http.ServeMux {
 	account, over, site, vm := page.Account{Core: c.Core}, overviewPages{c}, sitePages{c}, vmPages{c}
 	item, jobs, store := itemPages{c}, jobPages{c}, storePages{c}
 	policies, groups := policy.Pages{Core: c.Core}, group.Pages{Core: c.Core}
+	reports, networks := report.Pages{Core: c.Core}, network.Pages{Core: c.Core}
 	const read, operate, configure = dr.RoleReader, dr.RoleOperator, dr.RoleContributor
 
 	mux.Handle("GET /static/{name}", c.Static())
@@ -81,6 +84,12 @@ func (c *core) routes() *http.ServeMux {
 		"POST /portal/sites/{site}/keys/{key}/revoke":    {configure, site.revoke},
 		"POST /portal/sites/{site}/hosts/{host}/refresh": {operate, site.refresh},
 		"POST /portal/sites/{site}/hosts/{host}/remove":  {configure, site.removeHost},
+
+		"GET /portal/sites/{site}/readiness":          {read, reports.Show},
+		"GET /portal/sites/{site}/readiness/{format}": {read, reports.Download},
+		"GET /portal/sites/{site}/networks":           {read, networks.Show},
+		"POST /portal/sites/{site}/networks":          {configure, networks.Create},
+		"POST /portal/sites/{site}/networks/remove":   {configure, networks.Remove},
 
 		"GET /portal/vms":                    {read, vm.list},
 		"GET /portal/vms/{site}/{vm}/enable": {configure, vm.form},

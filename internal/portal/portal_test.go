@@ -124,14 +124,19 @@ func scenes() map[string]func() *fake {
 			})
 			return f
 		},
+		"Hyper-V":       func() *fake { return busyDay(fixed()).hyperv() },
 		"hostile names": hostile,
 	}
 }
 
 // hostile is a vault in which everything that others name is an attack.
 func hostile() *fake {
-	f := busyDay(fixed())
+	f := busyDay(fixed()).hyperv()
+	f.hostileNetworks()
 	for i := range f.vms {
+		f.vms[i].Facts.OSName, f.vms[i].Facts.GuestTools, f.vms[i].Facts.AppConsistent, f.vms[i].Facts.Replicated, f.vms[i].Facts.Version = evil, evil, evil, evil, evil
+		f.vms[i].NICs = []dr.NIC{{ID: evil, MAC: evil, Network: evil, IPs: []string{evil}}}
+		f.vms[i].Disks[0].Controller, f.vms[i].Disks[0].Layout, f.vms[i].Disks[0].Format = evil, evil, evil
 		f.vms[i].Name, f.vms[i].OSType, f.vms[i].ID = evil, evil, dr.VMID("../../"+evil)
 		f.vms[i].Disks[0].Path, f.vms[i].Disks[0].Unreplicatable, f.vms[i].Disks[0].ID = evil, evil, evil
 	}
@@ -225,7 +230,7 @@ func TestEveryPage(t *testing.T) {
 				}
 				mux := (&core{p}).routes()
 				seen, queue := map[string]bool{}, []string{"/portal"}
-				for len(queue) > 0 && len(seen) < 150 {
+				for len(queue) > 0 && len(seen) < 220 {
 					at := queue[0]
 					queue = queue[1:]
 					if seen[at] {
@@ -237,7 +242,7 @@ func TestEveryPage(t *testing.T) {
 					if resp.StatusCode != http.StatusOK && !(name == "hostile names" && resp.StatusCode == http.StatusNotFound) {
 						t.Errorf("GET %s: %d", at, resp.StatusCode)
 					}
-					if !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html") {
+					if !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html") || strings.HasPrefix(resp.Header.Get("Content-Disposition"), "attachment") {
 						continue
 					}
 					base, err := url.Parse("https://vault.example" + at)
@@ -433,6 +438,8 @@ func TestRoles(t *testing.T) {
 		{"/portal/sites/berlin/hosts/h1/refresh", url.Values{}, "RefreshProvider h1", dr.RoleOperator},
 		{"/portal/sites/berlin/hosts/h1/remove", url.Values{"force": {"1"}}, "RemoveProvider h1 true", dr.RoleContributor},
 		{"/portal/vms/berlin/3f2b8a10-0000", url.Values{"policy": {"gold-5min"}, "disk": {"vda"}, "target": {"hamburg"}}, "Enable 3f2b8a10-0000 policy=gold-5min disks=[]", dr.RoleContributor},
+		{"/portal/sites/berlin/networks", url.Values{"network": {"lan"}, "where": {"site"}, "target": {"0c6b7a52-bbbb/lab"}}, "CreateNetworkMapping lan-to-hamburg 0c6b7a52-aaaa lan -> 0c6b7a52-bbbb lab", dr.RoleContributor},
+		{"/portal/sites/berlin/networks/remove", url.Values{"network": {"lan"}, "mapping": {"m"}}, "RemoveNetworkMapping 0c6b7a52-aaaa lan m", dr.RoleContributor},
 		{"/portal/policies", url.Values{"policyName": {"p2"}, "copy": {"30"}, "retention": {"72"}, "app": {"4"}}, "SavePolicy p2 30s 72h0m0s 4h0m0s create=true", dr.RoleContributor},
 		{"/portal/policies/gold-5min", url.Values{"copy": {"900"}, "retention": {"2"}, "app": {"0"}}, "SavePolicy gold-5min 15m0s 2h0m0s 0s create=false", dr.RoleContributor},
 		{"/portal/policies/gold-5min/remove", url.Values{}, "RemovePolicy gold-5min", dr.RoleContributor},

@@ -11,6 +11,7 @@ import (
 
 	"holdfast/internal/dr"
 	"holdfast/internal/portal/estate"
+	"holdfast/internal/portal/machine"
 	"holdfast/internal/portal/page"
 	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
@@ -134,8 +135,8 @@ func diskRows(vm dr.VM, it dr.ProtectedItem, d vault.Detail) []diskRow {
 		switch {
 		case row.Replicated:
 			row.State = mk("good", "Replicated")
-		case x.Unreplicatable != "":
-			row.State = mk("idle", "Can't be replicated: "+x.Unreplicatable)
+		case !machine.Usable(x):
+			row.State = mk("idle", "Can't be replicated")
 		case slices.Contains(d.NewDisks, x.ID):
 			row.State = mk("warn", "New: replicate or exclude it")
 		default:

@@ -12,6 +12,7 @@ import (
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
 	"holdfast/internal/portal/estate"
+	"holdfast/internal/portal/network"
 	"holdfast/internal/portal/page"
 	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
@@ -24,22 +25,11 @@ type siteRow struct {
 	dr.Fabric
 	Sources, Targets, Off, VMs, Items int
 	LastSeen                          time.Time
+	Hypervisors                       []string // of its hosts, each once: "KVM QEMU 7.2.22, libvirt 9.0.0"
 }
 
 // TypeName is the type for people.
-func (s siteRow) TypeName() string { return typeName(s.Type) }
-
-func typeName(t dr.FabricType) string {
-	switch t {
-	case dr.KVMSite:
-		return "KVM site"
-	case dr.HyperVSite:
-		return "Hyper-V site"
-	case dr.VMMSite:
-		return "VMM server"
-	}
-	return string(t)
-}
+func (s siteRow) TypeName() string { return words.SiteType(s.Type) }
 
 type sitesBody struct {
 	Rows []siteRow
@@ -84,6 +74,9 @@ func (p sitePages) siteRow(r *page.Request, e *estate.Estate, f dr.Fabric) (site
 		if h.LastSeen.After(row.LastSeen) {
 			row.LastSeen = h.LastSeen
 		}
+		if s := strings.TrimSpace(words.Platform(h, f.Type) + " " + words.HypervisorVersion(h, f.Type)); !slices.Contains(row.Hypervisors, s) {
+			row.Hypervisors = append(row.Hypervisors, s)
+		}
 	}
 	for _, it := range e.Items {
 		if it.Fabric == f.ID {
@@ -108,12 +101,15 @@ func (p sitePages) add(w http.ResponseWriter, r *page.Request) error {
 type hostRow struct {
 	dr.Provider
 	Connected    bool
-	VMs, Sources int // discovered VMs, items that it replicates
+	Platform     string // KVM, Hyper-V or VMM
+	Hypervisor   string // its version; hides the provider's longer one
+	VMs, Sources int    // discovered VMs, items that it replicates
 }
 
 type siteBody struct {
 	siteRow
 	Hosts    []hostRow
+	VMM      *network.Server // nil = not the site of a VMM server
 	Keys     []keyRow
 	Install  string
 	Commands []registerCommand
@@ -151,7 +147,7 @@ func (p sitePages) show(w http.ResponseWriter, r *page.Request) error {
 		if h.Fabric != f.ID {
 			continue
 		}
-		row := hostRow{Provider: h, Connected: p.V.Connected(h)}
+		row := hostRow{Provider: h, Connected: p.V.Connected(h), Platform: words.Platform(h, f.Type), Hypervisor: words.HypervisorVersion(h, f.Type)}
 		for _, vm := range vms {
 			if vm.Agent == h.ID {
 				row.VMs++
@@ -172,14 +168,22 @@ func (p sitePages) show(w http.ResponseWriter, r *page.Request) error {
 	for _, k := range keys {
 		b.Keys = append(b.Keys, p.keyRow(k))
 	}
-	for _, role := range []dr.AgentRole{dr.RoleSource, dr.RoleRecovery} {
-		text := "Hosts whose VMs shall be protected"
-		if role == dr.RoleRecovery {
-			text = "Hosts that run the VMs after a failover"
+	if f.Type == dr.VMMSite {
+		s, err := p.V.VMM(ctx, f.ID)
+		if err != nil {
+			return err
 		}
-		b.Commands = append(b.Commands, registerCommand{string(role), text, p.Cfg.RegisterCommand(b.KeyFile, role)})
+		b.VMM = network.ServerOf(f, s, vms)
 	}
-	return p.Render(w, r, "site", page.View{Title: f.Name, Kind: typeName(f.Type), Section: "sites", Icon: "sites", Crumbs: []page.Crumb{{Name: "Sites", URL: "/portal/sites"}},
+	for _, c := range []registerCommand{{Role: string(dr.RoleSource), Text: "Hosts whose VMs shall be protected"}, {Role: string(dr.RoleRecovery), Text: "Hosts that run the VMs after a failover"},
+		{Role: string(dr.RoleVMM), Text: "The VMM server, which tells of clouds and networks"}} {
+		if c.Role == string(dr.RoleVMM) && f.Type != dr.VMMSite {
+			continue
+		}
+		c.Command = p.Cfg.RegisterCommand(b.KeyFile, dr.AgentRole(c.Role))
+		b.Commands = append(b.Commands, c)
+	}
+	return p.Render(w, r, "site", page.View{Title: f.Name, Kind: words.SiteType(f.Type), Section: "sites", Icon: "sites", Crumbs: []page.Crumb{{Name: "Sites", URL: "/portal/sites"}},
 		URL: "/portal/sites/" + url.PathEscape(f.Name) + estate.Query(r), Topics: "site", Body: b})
 }
 
@@ -197,15 +201,7 @@ func (p sitePages) keyRow(k vault.RegistrationKey) keyRow {
 }
 
 // keyFileName is a short name that survives every shell.
-func keyFileName(f dr.Fabric) string {
-	name := strings.Map(func(c rune) rune {
-		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '.' {
-			return c
-		}
-		return '_'
-	}, f.Name)
-	return name + ".VaultCredentials"
-}
+func keyFileName(f dr.Fabric) string { return words.FileName(f.Name) + ".VaultCredentials" }
 
 // key issues a registration key and sends it as a file. It is the only place
 // where the secret appears.

@@ -2,6 +2,7 @@ package portal
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -10,96 +11,18 @@ import (
 
 	"holdfast/internal/dr"
 	"holdfast/internal/portal/estate"
+	"holdfast/internal/portal/machine"
 	"holdfast/internal/portal/page"
 	"holdfast/internal/portal/policy"
-	"holdfast/internal/portal/words"
 	"holdfast/internal/vault"
+	"holdfast/internal/vmm"
 )
 
 // vmPages are the VMs that were discovered and can be protected.
 type vmPages struct{ *core }
 
-// vmRow is a discovered VM with what is in the way of its protection.
-type vmRow struct {
-	dr.VM
-	Site  dr.Fabric
-	Host  dr.Provider
-	Item  dr.ItemID // protected as
-	State words.Pill
-	Stops []string // it can't be protected
-	Notes []string // it can, but one should know
-}
-
-// Ready reports that replication can be enabled.
-func (v vmRow) Ready() bool { return v.Item == "" && len(v.Stops) == 0 }
-
-// Size is the sum of the disks.
-func (v vmRow) Size() (n int64) {
-	for _, d := range v.Disks {
-		n += d.Size
-	}
-	return n
-}
-
-// readiness looks for what the discovery already shows; the prerequisites
-// check of the job looks again on the host.
-func (c *core) readiness(vm dr.VM, e *estate.Estate) vmRow {
-	r := vmRow{VM: vm, Site: e.Fabric[vm.Fabric], Host: e.Host[vm.Agent]}
-	for _, it := range e.Items {
-		if it.Fabric == vm.Fabric && it.VM == vm.ID && it.Protection != dr.EnableFailed {
-			r.Item = it.ID
-		}
-	}
-	stop := func(format string, a ...any) { r.Stops = append(r.Stops, fmt.Sprintf(format, a...)) }
-	note := func(format string, a ...any) { r.Notes = append(r.Notes, fmt.Sprintf(format, a...)) }
-	switch {
-	case vm.Gone:
-		stop("Its host does not report it any more. Start discovery again, or ignore it if it was deleted.")
-	case r.Host.ID == "":
-		stop("Its host is not registered any more.")
-	case !r.Host.HasRole(dr.RoleSource):
-		stop("Host %s is not registered with the source role.", r.Host.Host)
-	}
-	usable := 0
-	for _, d := range vm.Disks {
-		switch {
-		case d.Shared:
-			note("Disk %s is shared between VMs and must be excluded.", d.ID)
-		case d.PassThru:
-			note("Disk %s is a pass-through disk and must be excluded.", d.ID)
-		case d.Unreplicatable != "":
-			note("Disk %s can't be tracked: %s", d.ID, words.Sentence(d.Unreplicatable))
-		default:
-			usable++
-		}
-	}
-	if usable == 0 {
-		stop("It has no disk that can be replicated.")
-	}
-	if r.Host.ID != "" && !c.V.Connected(r.Host) {
-		note("Host %s is not connected now.", r.Host.Host)
-	}
-	if !vm.Running {
-		note("It is shut off; replication begins when it runs.")
-	}
-	switch {
-	case r.Item != "":
-		r.State = words.Pill{Tone: "idle", Icon: "ok", Text: "Protected"}
-	case len(r.Stops) > 0:
-		r.State = words.Pill{Tone: "bad", Icon: "error", Text: "Not ready"}
-	case len(r.Notes) > 0:
-		r.State = words.Pill{Tone: "warn", Icon: "warning", Text: "Ready with notes"}
-	default:
-		r.State = words.Pill{Tone: "good", Icon: "ok", Text: "Ready"}
-	}
-	return r
-}
-
-// usable reports whether a disk can be replicated.
-func usable(d dr.Disk) bool { return !d.Shared && !d.PassThru && d.Unreplicatable == "" }
-
 type vmsBody struct {
-	Rows        []vmRow
+	Rows        []machine.Row
 	Total       int
 	Query, Site string
 	All         bool
@@ -123,21 +46,22 @@ func (p vmPages) list(w http.ResponseWriter, r *page.Request) error {
 			return err
 		}
 		for _, vm := range vms {
-			row := p.readiness(vm, e)
+			row := machine.Judge(vm, e, p.V.Connected)
 			b.Total++
 			if (b.All || row.Item == "") && (b.Query == "" || strings.Contains(strings.ToLower(vm.Name), strings.ToLower(b.Query))) {
 				b.Rows = append(b.Rows, row)
 			}
 		}
 	}
-	slices.SortStableFunc(b.Rows, func(x, y vmRow) int { return cmp.Compare(strings.ToLower(x.Name), strings.ToLower(y.Name)) })
+	slices.SortStableFunc(b.Rows, func(x, y machine.Row) int { return cmp.Compare(strings.ToLower(x.Name), strings.ToLower(y.Name)) })
 	b.Rows, b.Pages = estate.Paged(r, b.Rows, estate.PageSize)
 	return p.Render(w, r, "vms", page.View{Title: "Replicable VMs", Kind: "Discovered on registered hosts", Section: "vms", Icon: "vms", Topics: "site item", Body: b})
 }
 
 // enableForm is what the form of a VM shows and returns.
 type enableForm struct {
-	vmRow
+	machine.Row
+	Facts    machine.Facts
 	Policies []dr.Policy
 	Targets  []dr.Fabric // sites with a recovery host
 	Policy   string
@@ -165,7 +89,10 @@ func (p vmPages) prepare(r *page.Request) (*estate.Estate, enableForm, error) {
 	if err != nil {
 		return nil, enableForm{}, err
 	}
-	b := enableForm{vmRow: p.readiness(vm, e), Policies: e.Policies, Disks: map[string]bool{}, New: policy.Default()}
+	b := enableForm{Row: machine.Judge(vm, e, p.V.Connected), Policies: e.Policies, Disks: map[string]bool{}, New: policy.Default()}
+	if b.Facts, err = p.facts(r.Context(), f, vm); err != nil {
+		return nil, enableForm{}, err
+	}
 	for _, t := range e.Fabrics {
 		if slices.ContainsFunc(e.Hosts, func(h dr.Provider) bool {
 			return h.Fabric == t.ID && h.HasRole(dr.RoleRecovery) && h.ID != vm.Agent
@@ -174,7 +101,7 @@ func (p vmPages) prepare(r *page.Request) (*estate.Estate, enableForm, error) {
 		}
 	}
 	for _, d := range vm.Disks {
-		b.Disks[d.ID] = usable(d)
+		b.Disks[d.ID] = machine.Usable(d)
 	}
 	return e, b, nil
 }
@@ -285,4 +212,19 @@ func (p vmPages) mapTo(r *page.Request, e *estate.Estate, site dr.Fabric, pol dr
 		Target: fmt.Sprintf("/subscriptions/%s/resourceGroups/%s/providers/Microsoft.RecoveryServices/vaults/%s/replicationFabrics/%s/replicationProtectionContainers/%s",
 			id.SubscriptionID, id.ResourceGroup, id.Name, target.Name, target.ContainerName())}, r.Who.Name)
 	return err
+}
+
+// facts describes a VM of a site, with the name of its cloud.
+func (c *core) facts(ctx context.Context, f dr.Fabric, vm dr.VM) (machine.Facts, error) {
+	cloud := vm.Facts.Cloud
+	if cloud != "" && f.Type == dr.VMMSite {
+		s, err := c.V.VMM(ctx, f.ID)
+		if err != nil {
+			return machine.Facts{}, err
+		}
+		if i := slices.IndexFunc(s.Clouds, func(x vmm.Cloud) bool { return x.ID == cloud }); i >= 0 {
+			cloud = s.Clouds[i].Name
+		}
+	}
+	return machine.Describe(vm, f.Type, cloud), nil
 }

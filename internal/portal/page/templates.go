@@ -18,11 +18,11 @@ var templateFiles embed.FS
 
 // pageNames are the pages; each is a template file beside the frame and the parts.
 func pageNames() []string {
-	return []string{"signin", "error", "overview", "sites", "site", "vms", "enable", "items", "item", "policies", "policy", "groups", "group", "store", "events", "jobs", "job"}
+	return []string{"signin", "error", "overview", "sites", "site", "readiness", "networks", "vms", "enable", "items", "item", "policies", "policy", "groups", "group", "store", "events", "jobs", "job"}
 }
 
 func loadTemplates(a *assets, now func() time.Time) (map[string]*template.Template, error) {
-	base, err := template.New("").Funcs(functions(a, now)).ParseFS(templateFiles, "templates/layout.html", "templates/parts.html", "templates/replication.html")
+	base, err := template.New("").Funcs(functions(a, now)).ParseFS(templateFiles, "templates/layout.html", "templates/parts.html", "templates/replication.html", "templates/vm.html")
 	if err != nil {
 		return nil, fmt.Errorf("portal: parse templates: %w", err)
 	}
@@ -57,6 +57,8 @@ func functions(a *assets, now func() time.Time) template.FuncMap {
 		"pill": func(tone, text string) words.Pill {
 			return words.Pill{Tone: tone, Icon: words.ToneIcon(tone), Text: text}
 		},
+		"diskname":   words.DiskName,
+		"diskdetail": words.DiskDetail,
 		"join":       strings.Join,
 		"duration":   words.Duration(now),
 		"args":       args,
@@ -127,6 +129,7 @@ host|M3 4h14v5H3zM3 11h14v5H3zM6 6.5h.3M6 13.5h.3
 bolt|M11 2.5L4.5 11.5H9l-1 6 7-9.5h-4.5z
 groups|M6.5 4a2.5 2.5 0 100 5 2.5 2.5 0 000-5zM13.5 4a2.5 2.5 0 100 5 2.5 2.5 0 000-5zM2.5 16c.3-3 1.8-4.5 4-4.5s3.7 1.500 4 4.5M12 11.700c.5-.2 1-.2 1.500-.2 2.200 0 3.700 1.500 4 4.500
 store|M10 3c3.900 0 6.500 1 6.500 2.500S13.900 8 10 8 3.500 7 3.500 5.500 6.100 3 10 3zM3.500 5.500v9C3.500 16 6.100 17 10 17s6.500-1 6.500-2.500v-9M3.500 10c0 1.500 2.600 2.500 6.500 2.500s6.500-1 6.500-2.500
+network|M10 3v4M4 17v-4h12v4M10 7v6M7.500 3h5v4h-5zM2 17h4M8 17h4M14 17h4M10 13v4
 menu|M3 5.5h14M3 10h14M3 14.5h14
 `
 

@@ -6,6 +6,7 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/vault"
 	"holdfast/internal/vaultdb"
+	"holdfast/internal/vmm"
 )
 
 // What the portal needs of the vault, by noun. *vault.Vault satisfies all of them.
@@ -27,6 +28,15 @@ type Sites interface {
 	CheckConsistency(ctx context.Context, fabric, by string) (dr.JobID, error)
 	VMs(ctx context.Context, f dr.FabricID) ([]dr.VM, error)
 	VM(ctx context.Context, f dr.FabricID, vm dr.VMID) (dr.VM, error)
+}
+
+// Networks are the networks of sites and where they lead after a failover.
+type Networks interface {
+	NetworksOf(ctx context.Context, f dr.FabricID) ([]vault.Network, error)
+	NetworkMappings(ctx context.Context, f dr.FabricID) ([]vault.NetworkMapping, error) // "" = all
+	CreateNetworkMapping(ctx context.Context, m vault.NetworkMapping, by string) (dr.JobID, error)
+	RemoveNetworkMapping(ctx context.Context, f dr.FabricID, network, name, by string) (dr.JobID, error)
+	VMM(ctx context.Context, f dr.FabricID) (vmm.Snapshot, error) // without VMs; Version 0 = nothing yet
 }
 
 // Agents are the registered hosts and the keys by which they register.
@@ -124,6 +134,7 @@ type Jobs interface {
 type Vault interface {
 	Access
 	Sites
+	Networks
 	Agents
 	Policies
 	Items

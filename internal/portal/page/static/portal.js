@@ -118,7 +118,7 @@
 
   const dropAsk = () => {
     const u = new URL(location.href);
-    if (u.searchParams.has("ask")) { u.searchParams.delete("ask"); u.searchParams.delete("point"); history.replaceState(null, "", u); }
+    if (u.searchParams.has("ask")) { u.searchParams.delete("ask"); u.searchParams.delete("point"); u.searchParams.delete("network"); history.replaceState(null, "", u); }
   };
   document.querySelectorAll("dialog[open]").forEach((d) => { d.close(); show(d); d.querySelectorAll("form").forEach(matches); });
   reveal(document);
