@@ -8,6 +8,7 @@ import (
 	"holdfast/internal/capture/seal"
 	"holdfast/internal/capture/spool"
 	"holdfast/internal/cut"
+	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
 )
 
@@ -128,7 +129,8 @@ func (b *build) seal(config hypervisor.VMConfig, held time.Duration) (*spool.Ent
 		Prev: st.Tip.Ref, Base: st.Tip.Ref.IsZero() || st.Tip.Scan != nil && st.Tip.Scan.Rebase, Time: info.Time.UTC(), Consistency: info.Consistency, Note: info.Note,
 		Resync: b.tiles > 0 || st.Tip.Scan != nil && !st.Tip.Scan.Exact, Group: b.group, Disks: b.after.Disks,
 		VM: cut.VMRecord{
-			Name: config.VM.Name, UUID: string(config.VM.ID), Generation: config.VM.Generation, CPUs: config.VM.CPUs, MemoryMB: config.VM.MemoryMB, Config: config.Native,
+			Name: config.VM.Name, UUID: string(config.VM.ID), Generation: config.VM.Generation, CPUs: config.VM.CPUs, MemoryMB: config.VM.MemoryMB,
+			OSType: config.VM.OSType, NICs: nics(config.VM.NICs), Config: config.Native,
 		},
 		Stats: cut.Stats{DirtyBytes: b.dirty, Read: held, Freeze: info.Held},
 	}
@@ -183,4 +185,11 @@ func (r *Replicator) codec(a Assignment) cut.Codec {
 		return a.Codec
 	}
 	return r.cfg.Codec
+}
+
+func nics(list []dr.NIC) (out []cut.NIC) {
+	for _, n := range list {
+		out = append(out, cut.NIC{MAC: n.MAC, Network: n.Network, VLAN: n.VLAN})
+	}
+	return out
 }

@@ -178,7 +178,10 @@ func (c *Commit) diskSizes() (map[uint16]int64, error) {
 
 // checkText refuses text that JSON would change silently.
 func (c *Commit) checkText() error {
-	text := []string{c.Note, c.Token, c.VM.Name, c.VM.UUID}
+	text := []string{c.Note, c.Token, c.VM.Name, c.VM.UUID, c.VM.OSType}
+	for _, n := range c.VM.NICs {
+		text = append(text, n.MAC, n.Network)
+	}
 	if c.Group != nil {
 		text = append(text, c.Group.ID)
 	}

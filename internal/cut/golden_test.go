@@ -54,6 +54,9 @@ func describe(t *testing.T, s *cut.Segment, obj []byte) string {
 	fmt.Fprintf(&b, "zero digests %d\n", zero)
 	if c := s.Commit(); c != nil {
 		fmt.Fprintf(&b, "commit %+v\n", firstCommit(c))
+		if c.VM.OSType != "" || c.VM.NICs != nil {
+			fmt.Fprintf(&b, "os %s nics %+v\n", c.VM.OSType, c.VM.NICs)
+		}
 		if c.Seed || c.Group != nil {
 			fmt.Fprintf(&b, "seed %v group %+v\n", c.Seed, *c.Group)
 		}
@@ -103,6 +106,12 @@ type goldenStats struct {
 	Read, Freeze                                  time.Duration
 }
 
+type goldenVM struct {
+	Name, UUID                 string
+	Generation, CPUs, MemoryMB int
+	Config                     map[string][]byte
+}
+
 type goldenCommitText struct {
 	Gen         dr.Generation
 	N           uint64
@@ -117,13 +126,14 @@ type goldenCommitText struct {
 	Parts       []cut.PartRef
 	Token       string
 	Stats       goldenStats
-	VM          cut.VMRecord
+	VM          goldenVM
 }
 
 func firstCommit(c *cut.Commit) goldenCommitText {
 	return goldenCommitText{
 		c.Gen, c.N, c.Prev, c.Time, c.Consistency, c.Note, c.Resync, c.Base, c.Disks, c.Tiles, c.Parts, c.Token,
-		goldenStats{c.Stats.DirtyBytes, c.Stats.DataBytes, c.Stats.ZeroBytes, c.Stats.StoredBytes, c.Stats.Read, c.Stats.Freeze}, c.VM,
+		goldenStats{c.Stats.DirtyBytes, c.Stats.DataBytes, c.Stats.ZeroBytes, c.Stats.StoredBytes, c.Stats.Read, c.Stats.Freeze},
+		goldenVM{c.VM.Name, c.VM.UUID, c.VM.Generation, c.VM.CPUs, c.VM.MemoryMB, c.VM.Config},
 	}
 }
 
@@ -175,7 +185,10 @@ func goldenSegments() map[string]goldenSegment {
 	const tile = 5
 	idle := testCommit(cut.Disk{Index: 0, ID: "vda", Size: 1 << 30})
 	idle.Note, idle.Token, idle.VM.Config = "", "", nil
+	machine2 := testCommit(cut.Disk{Index: 0, ID: "vda", Size: 1 << 30})
+	machine2.VM.OSType, machine2.VM.NICs = "Linux", []cut.NIC{{MAC: "00:15:5d:00:00:01", Network: "External", VLAN: 7}, {MAC: "00:15:5d:00:00:02"}}
 	return map[string]goldenSegment{
+		"vm":    {cutConfig(), machine2, nil, 0},
 		"cut":   {cutConfig(), goldenCommit(), goldenFill(1, 0), 0},
 		"idle":  {cutConfig(), idle, nil, 0},
 		"minlz": {minlz, nil, goldenFill(1, 0), 0},

@@ -239,7 +239,16 @@ type VMRecord struct {
 	Generation int               `json:"generation"` // 1 = BIOS, 2 = UEFI
 	CPUs       int               `json:"cpus"`
 	MemoryMB   int               `json:"memoryMB"`
+	OSType     string            `json:"osType,omitempty"` // Linux or Windows: which devices the guest has drivers for; empty = not known
+	NICs       []NIC             `json:"nics,omitempty"`
 	Config     map[string][]byte `json:"-"` // the platform's own documents by name, e.g. "domain.xml", "nvram"
+}
+
+// NIC is a network adapter of the VM, for platforms that can't read Config.
+type NIC struct {
+	MAC     string `json:"mac"`
+	Network string `json:"network,omitempty"` // that it was connected to, by the source's name
+	VLAN    int    `json:"vlan,omitempty"`
 }
 
 // Commit is the content of a cut beyond its data: what makes it a recovery

@@ -174,9 +174,12 @@ func (s *Site) bootSpec(p agentapi.BootPayload, vm cut.VMRecord, disks []hydrate
 	spec := hypervisor.BootSpec{
 		Name: p.VMName, Owner: owner(p.Serving), CPUs: p.CPUs, MemoryMB: p.MemoryMB, KeepUUID: p.KeepUUID, Network: p.Network, Adapters: adapters(p.Adapters),
 		Config: hypervisor.VMConfig{
-			VM:     dr.VM{ID: dr.VMID(vm.UUID), Name: vm.Name, Generation: vm.Generation, CPUs: vm.CPUs, MemoryMB: vm.MemoryMB},
+			VM:     dr.VM{ID: dr.VMID(vm.UUID), Name: vm.Name, Generation: vm.Generation, CPUs: vm.CPUs, MemoryMB: vm.MemoryMB, OSType: vm.OSType},
 			Native: vm.Config,
 		},
+	}
+	for _, n := range vm.NICs {
+		spec.Config.VM.NICs = append(spec.Config.VM.NICs, dr.NIC{ID: n.MAC, MAC: n.MAC, Network: n.Network, VLAN: n.VLAN})
 	}
 	for _, d := range disks {
 		spec.Disks = append(spec.Disks, hypervisor.BootDisk{
