@@ -5,7 +5,9 @@ set -eu
 
 guest="qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
   syslinux syslinux-common syslinux-efi mtools busybox-static dosfstools e2fsprogs cpio ovmf"
-checks="gcc libc6-dev nbdkit libnbd-bin postgresql chromium"
+checks="gcc libc6-dev nbdkit libnbd-bin postgresql chromium
+  curl python3-winrm python3-ntlm-auth python3-impacket python3-libvhdi libvhdi-utils
+  wine64 gcc-mingw-w64-x86-64 wixl msitools osslsigncode"
 peers="rsync borgbackup virtnbdbackup"
 
 case "${1:-}" in
