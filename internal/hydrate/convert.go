@@ -20,13 +20,15 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/nbd"
 	"holdfast/internal/store"
+	"holdfast/internal/vhd"
+	"holdfast/internal/vhdx"
 )
 
 // Format is a kind of disk file that a point can be restored to.
 type Format string
 
-// The formats. Raw is written by this package, the others by qemu-img, which
-// reads the point over NBD from this process.
+// The formats. All but qcow2 are written by this process; qcow2 by qemu-img, which
+// reads the point over NBD from it.
 const (
 	FormatRaw   Format = "raw"
 	FormatQcow2 Format = "qcow2"
@@ -51,17 +53,6 @@ func ParseFormat(s, path string) (Format, error) {
 	return Format(s), nil
 }
 
-// qemuFormat is how qemu-img calls a format, with its options.
-func qemuFormat(f Format) (string, string) {
-	switch f {
-	case FormatVHD:
-		return "vpc", "subformat=fixed,force_size=on"
-	case FormatVHDX:
-		return "vhdx", "subformat=dynamic"
-	}
-	return string(f), ""
-}
-
 // RestoreAs is Restore for any format. The file appears under its name when it is
 // complete and durable; a failure leaves nothing behind.
 func RestoreAs(ctx context.Context, view *store.View, diskID, path string, format Format, opts RestoreOptions) (err error) {
@@ -72,37 +63,90 @@ func RestoreAs(ctx context.Context, view *store.View, diskID, path string, forma
 	if _, err := os.Lstat(path); err == nil {
 		return dr.New(dr.KindConflict, dr.CodeAlreadyExists, op, "%s exists already", path)
 	}
+	disk, err := diskOf(view, diskID)
+	if err != nil {
+		return err
+	}
+	part := path + ".part"
+	if err := os.Remove(part); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return dr.Errorf(dr.KindUnavailable, op, "remove what an earlier attempt left: %w", err)
+	}
+	switch format {
+	case FormatVHD:
+		err = restoreVHD(ctx, view, disk, part, opts)
+	case FormatVHDX:
+		err = restoreVHDX(ctx, view, disk, part, opts)
+	default:
+		err = restoreQcow2(ctx, view, disk, part, opts)
+	}
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(part))
+	}
+	return publishFile(part, path)
+}
+
+// restoreVHD writes a raw image of whole MiB and a footer behind it.
+func restoreVHD(ctx context.Context, view *store.View, disk store.DiskInfo, path string, opts RestoreOptions) (err error) {
+	const op = "hydrate.RestoreAs"
+	size := vhd.RoundAzure(disk.Size)
+	if size > vhd.MaxSize {
+		return dr.Errorf(dr.KindUnsupported, op, "disk %s has %d bytes, a VHD has at most %d", disk.ID, disk.Size, int64(vhd.MaxSize)).WithHint("Restore it to vhdx or raw.")
+	}
+	if err := Restore(ctx, view, disk.ID, path, opts); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return dr.Errorf(dr.KindUnavailable, op, "open %s: %w", path, err)
+	}
+	_, err = vhd.Create(f, vhd.Footer{Size: size})
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return dr.New(dr.KindExhausted, dr.CodeNoSpace, op, "write the footer of %s: %w", path, err)
+	}
+	return nil
+}
+
+// restoreVHDX writes a dynamic VHDX.
+func restoreVHDX(ctx context.Context, view *store.View, disk store.DiskInfo, path string, opts RestoreOptions) error {
+	const op = "hydrate.RestoreAs"
+	f, err := vhdx.Create(path, vhdx.CreateSpec{Size: disk.Size})
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return dr.New(dr.KindExhausted, dr.CodeNoSpace, op, "create %s: %w", path, err)
+	}
+	c, err := vhdx.OpenChain(path, vhdx.ChainOptions{Write: true})
+	if err != nil {
+		return dr.Errorf(dr.KindUnavailable, op, "open %s: %w", path, err)
+	}
+	if err := copyDisk(ctx, view, disk, target{c, path, nil}, opts); err != nil {
+		return errors.Join(err, c.Close())
+	}
+	if err := errors.Join(c.Flush(), c.Close()); err != nil {
+		return dr.New(dr.KindExhausted, dr.CodeNoSpace, op, "sync %s: %w", path, err)
+	}
+	return nil
+}
+
+// restoreQcow2 lets qemu-img read the point.
+func restoreQcow2(ctx context.Context, view *store.View, disk store.DiskInfo, path string, opts RestoreOptions) (err error) {
+	const op = "hydrate.RestoreAs"
 	tool, err := exec.LookPath("qemu-img")
 	if err != nil {
-		return dr.New(dr.KindUnsupported, "", op, "qemu-img is needed to write %s and is not installed", format).WithHint("Install qemu-utils, or restore to raw and convert elsewhere.")
+		return dr.New(dr.KindUnsupported, "", op, "qemu-img is needed to write qcow2 and is not installed").WithHint("Install qemu-utils, or restore to raw and convert elsewhere.")
 	}
 	dir, err := os.MkdirTemp("", "holdfast-restore-")
 	if err != nil {
 		return dr.Errorf(dr.KindUnavailable, op, "make directory: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	part := path + ".part"
-	if err := os.Remove(part); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return dr.Errorf(dr.KindUnavailable, op, "remove what an earlier attempt left: %w", err)
-	}
 	uri, stop, err := ServeLocal(ctx, view, dir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
-	name, options := qemuFormat(format)
-	args := []string{"convert", "-p", "-f", "raw", "-O", name, "-W", "-m", "8"}
-	if options != "" {
-		args = append(args, "-o", options)
-	}
-	disk, err := diskOf(view, diskID)
-	if err != nil {
-		return err
-	}
-	if err := runConvert(ctx, tool, append(args, uri(diskID), part), disk.Size, opts.Progress); err != nil {
-		return errors.Join(err, os.RemoveAll(part))
-	}
-	return publishFile(part, path)
+	return runConvert(ctx, tool, []string{"convert", "-p", "-f", "raw", "-O", "qcow2", "-W", "-m", "8", uri(disk.ID), path}, disk.Size, opts.Progress)
 }
 
 func diskOf(view *store.View, id string) (store.DiskInfo, error) {

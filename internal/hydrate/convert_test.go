@@ -44,7 +44,10 @@ func TestRestoreAsEveryFormat(t *testing.T) {
 			t.Errorf("%s: progress did not come to the end", f)
 		}
 		back := filepath.Join(dir, "back-"+string(f))
-		name, _ := qemuFormat(f)
+		name := map[Format]string{FormatVHD: "vpc"}[f]
+		if name == "" {
+			name = string(f)
+		}
 		if out, err := exec.CommandContext(t.Context(), "qemu-img", "convert", "-f", name, "-O", "raw", path, back).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v: %s", f, err, out)
 		}

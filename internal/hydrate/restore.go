@@ -3,6 +3,7 @@ package hydrate
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -51,6 +52,24 @@ func Restore(ctx context.Context, view *store.View, diskID, path string, opts Re
 	if err := f.Truncate(disk.Size); err != nil {
 		return dr.Errorf(dr.KindExhausted, "hydrate.Restore", "size %s: %w", path, err)
 	}
+	if err := copyDisk(ctx, view, *disk, target{f, path, func(off, n int64) { startWriting(f, off, n) }}, opts); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return dr.New(dr.KindExhausted, dr.CodeNoSpace, "hydrate.Restore", "sync %s: %w", path, err)
+	}
+	return nil
+}
+
+// target is what a disk is copied to; what is not written reads as zeroes.
+type target struct {
+	io.WriterAt
+	name    string
+	written func(off, n int64) // is told what is complete; may be nil
+}
+
+// copyDisk writes the data of a disk to a target, in parallel.
+func copyDisk(ctx context.Context, view *store.View, disk store.DiskInfo, to target, opts RestoreOptions) error {
 	if opts.Workers <= 0 {
 		opts.Workers = 4
 	}
@@ -63,7 +82,7 @@ func Restore(ctx context.Context, view *store.View, diskID, path string, opts Re
 			n := min(restoreUnit, disk.Size-off)
 			buf := buffers.Get().(*[]byte)
 			defer buffers.Put(buf)
-			if err := restoreRange(ctx, view, diskID, f, off, n, *buf); err != nil {
+			if err := restoreRange(ctx, view, disk.ID, to, off, n, *buf); err != nil {
 				return err
 			}
 			if total := done.Add(n); opts.Progress != nil {
@@ -72,13 +91,7 @@ func Restore(ctx context.Context, view *store.View, diskID, path string, opts Re
 			return nil
 		})
 	}
-	if err := eg.Wait(); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return dr.New(dr.KindExhausted, dr.CodeNoSpace, "hydrate.Restore", "sync %s: %w", path, err)
-	}
-	return nil
+	return eg.Wait()
 }
 
 // restorePiece bounds what is read, then written, at once. A worker's buffer stays
@@ -86,7 +99,7 @@ func Restore(ctx context.Context, view *store.View, diskID, path string, opts Re
 const restorePiece = 1 << 20
 
 // restoreRange copies [off, off+n) by way of buf, which holds restorePiece bytes.
-func restoreRange(ctx context.Context, view *store.View, diskID string, f *os.File, off, n int64, buf []byte) error {
+func restoreRange(ctx context.Context, view *store.View, diskID string, to target, off, n int64, buf []byte) error {
 	type run struct{ off, n int64 }
 	var data []run
 	err := view.Extents(ctx, diskID, off, n, func(off, n int64, zero bool) error {
@@ -104,12 +117,14 @@ func restoreRange(ctx context.Context, view *store.View, diskID string, f *os.Fi
 			if err := view.ReadOnce(ctx, diskID, p, r.off); err != nil {
 				return err
 			}
-			if _, err := f.WriteAt(p, r.off); err != nil {
-				return dr.New(dr.KindExhausted, dr.CodeNoSpace, "hydrate.Restore", "write %s: %w", f.Name(), err)
+			if _, err := to.WriteAt(p, r.off); err != nil {
+				return dr.New(dr.KindExhausted, dr.CodeNoSpace, "hydrate.Restore", "write %s: %w", to.name, err)
 			}
 			r.off, r.n = r.off+int64(len(p)), r.n-int64(len(p))
 		}
 	}
-	startWriting(f, off, n)
+	if to.written != nil {
+		to.written(off, n)
+	}
 	return nil
 }
