@@ -10,6 +10,7 @@ import (
 
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
+	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/sim"
 	"holdfast/internal/objstore"
 	"holdfast/internal/store"
@@ -19,21 +20,34 @@ import (
 // protected is a VM under replication, and what its recovery points have to hold.
 type protected struct {
 	*scene
-	vm    *sim.VM
+	vm    machine
 	id    dr.ItemID
 	rnd   *rand.Rand
 	disks []string
 	want  map[string]map[string][]byte // name of a point → disk → content
 }
 
+// machine is a VM as its guest sees it.
+type machine interface {
+	ID() dr.VMID
+	Write(disk string, off int64, p []byte) error
+	Content(disk string) ([]byte, error)
+}
+
 // site makes the primary site with one host, and a policy that resynchronizes at once.
 func (s *scene) site() {
 	s.t.Helper()
-	ctx := s.t.Context()
-	s.run(s.v.CreateFabric(ctx, "Primary", dr.KVMSite, "test"))
-	s.run(s.v.CreateFabric(ctx, "Recovery", dr.KVMSite, "test"))
 	s.src = sim.New(sim.Config{Name: "src"})
-	s.srcDir = s.host("src", "Primary", dr.RoleSource, s.src)
+	s.siteOf(dr.KVMSite, s.src)
+}
+
+// siteOf is site with a host of any hypervisor.
+func (s *scene) siteOf(kind dr.FabricType, h hypervisor.Host) {
+	s.t.Helper()
+	ctx := s.t.Context()
+	s.run(s.v.CreateFabric(ctx, "Primary", kind, "test"))
+	s.run(s.v.CreateFabric(ctx, "Recovery", dr.KVMSite, "test"))
+	s.srcDir = s.host("src", "Primary", dr.RoleSource, h)
 	primary, err := s.v.Fabric(ctx, "Primary")
 	s.primary = ok(s.t, primary, err)
 	recovery, err := s.v.Fabric(ctx, "Recovery")
@@ -48,10 +62,17 @@ func (s *scene) site() {
 // protect adds a VM with content and waits until it is protected.
 func (s *scene) protect(name string, size int64) *protected {
 	s.t.Helper()
-	ctx := s.t.Context()
 	p := &protected{scene: s, rnd: rand.New(rand.NewPCG(1, uint64(size))), disks: []string{"vda"}, want: map[string]map[string][]byte{}}
 	p.vm = s.src.AddVM(sim.VMSpec{Name: name, Disks: []sim.DiskSpec{{ID: "vda", Size: size}}})
 	p.noise("vda", 0, size-1<<20)
+	p.enable(name)
+	return p
+}
+
+// enable waits until the VM is discovered, and then until it is protected.
+func (p *protected) enable(name string) {
+	p.t.Helper()
+	s, ctx := p.scene, p.t.Context()
 	s.until("the inventory", func() bool {
 		vms, err := s.v.VMs(ctx, s.primary.ID)
 		for _, vm := range vms {
@@ -68,7 +89,6 @@ func (s *scene) protect(name string, size int64) *protected {
 		it, err := s.v.ItemByID(ctx, p.id)
 		return err == nil && it.Protection == dr.Protected && it.Job == ""
 	})
-	return p
 }
 
 func (p *protected) noise(disk string, off, n int64) {
@@ -217,7 +237,7 @@ func TestVMMoves(t *testing.T) {
 	last := p.point()
 	two := sim.New(sim.Config{Name: "two"})
 	s.host("two", "Primary", dr.RoleSource, two)
-	vm, err := p.vm.MoveTo(two)
+	vm, err := p.vm.(*sim.VM).MoveTo(two)
 	p.vm = ok(t, vm, err)
 	p.noise("vda", 2<<20, 4096)
 	before := s.sent()
@@ -266,13 +286,13 @@ func TestDisksOfAnItemChange(t *testing.T) {
 	s.site()
 	p := s.protect("db", 4<<20)
 	p.point()
-	p.shape(func() error { return p.vm.AddDisk(sim.DiskSpec{ID: "vdb", Size: 2 << 20}) }, "vda", "vdb")
+	p.shape(func() error { return p.vm.(*sim.VM).AddDisk(sim.DiskSpec{ID: "vdb", Size: 2 << 20}) }, "vda", "vdb")
 	p.noise("vdb", 0, 1<<20)
 	p.point()
-	p.shape(func() error { return p.vm.Grow("vdb", 3<<20) }, "vda", "vdb")
+	p.shape(func() error { return p.vm.(*sim.VM).Grow("vdb", 3<<20) }, "vda", "vdb")
 	p.noise("vdb", 2<<20+512<<10, 4096)
 	p.point()
-	p.shape(func() error { return p.vm.RemoveDisk("vda") }, "vdb")
+	p.shape(func() error { return p.vm.(*sim.VM).RemoveDisk("vda") }, "vdb")
 	p.check()
 }
 
@@ -287,10 +307,10 @@ func TestHostInstalledAgainWithOtherDisks(t *testing.T) {
 	s.site()
 	p := s.protect("db", 4<<20)
 	p.point()
-	p.shape(func() error { return p.vm.AddDisk(sim.DiskSpec{ID: "vdb", Size: 2 << 20}) }, "vda", "vdb")
+	p.shape(func() error { return p.vm.(*sim.VM).AddDisk(sim.DiskSpec{ID: "vdb", Size: 2 << 20}) }, "vda", "vdb")
 	p.noise("vdb", 0, 1<<20)
 	p.point()
-	p.shape(func() error { return p.vm.RemoveDisk("vda") }, "vdb")
+	p.shape(func() error { return p.vm.(*sim.VM).RemoveDisk("vda") }, "vdb")
 	s.stops["src"]()
 	last := p.points()[0]
 	before := s.sent()

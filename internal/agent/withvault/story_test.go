@@ -24,6 +24,7 @@ import (
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
 	"holdfast/internal/hydrate"
+	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/sim"
 	"holdfast/internal/job"
 	"holdfast/internal/objstore"
@@ -224,7 +225,7 @@ func (l *servings) Stop(ctx context.Context, id string) error {
 }
 
 // host registers a host of a site and starts its agent.
-func (s *scene) host(name, fabric string, role dr.AgentRole, h *sim.Host) (dir string) {
+func (s *scene) host(name, fabric string, role dr.AgentRole, h hypervisor.Host) (dir string) {
 	t := s.t
 	t.Helper()
 	dir = t.TempDir()
@@ -233,7 +234,7 @@ func (s *scene) host(name, fabric string, role dr.AgentRole, h *sim.Host) (dir s
 }
 
 // install registers a host with an (empty) state directory and starts its agent.
-func (s *scene) install(name, fabric string, role dr.AgentRole, h *sim.Host, dir string) {
+func (s *scene) install(name, fabric string, role dr.AgentRole, h hypervisor.Host, dir string) {
 	t := s.t
 	t.Helper()
 	k, err := s.v.IssueKey(t.Context(), vault.KeyRequest{Fabric: fabric, OneTime: true, By: "test"})
