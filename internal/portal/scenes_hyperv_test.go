@@ -32,17 +32,13 @@ func (f *fake) hyperv() *fake {
 		StorageClassifications: []vmm.StorageClassification{{ID: "s1", Name: "SSD mirrored"}, {ID: "s2", Name: "Capacity"}},
 		Warnings:               []string{"the list of hosts: access is denied"}}}
 	f.nets = append(f.nets,
-		vault.Network{Network: vmm.Network{ID: "lan", Name: "lan"}, Fabric: f.fabrics[0].ID, Type: "NoIsolation", Hosts: []string{"kvm-berlin-01", "kvm-berlin-02"}},
-		vault.Network{Network: vmm.Network{ID: "default", Name: "default"}, Fabric: f.fabrics[0].ID, Type: "NoIsolation"},
-		vault.Network{Network: vmm.Network{ID: "lab", Name: "lab"}, Fabric: f.fabrics[1].ID, Type: "Isolated", Hosts: []string{"kvm-recovery-01"}},
 		vault.Network{Network: vmm.Network{ID: "net-5f2b", Name: "Prod switch"}, Fabric: hv.ID, Type: "NoIsolation", Hosts: []string{"hv-munich-01"}},
 		vault.Network{Network: vmm.Network{ID: corp, Name: "corp", LogicalNetwork: logical, Subnets: []vmm.Subnet{{ID: "1", Name: "servers", CIDRs: []string{"10.1.0.0/16", "fd00:1::/64"}, VLAN: 110}, {ID: "2", Name: "clients", CIDRs: []string{"10.2.0.0/16"}}}}, Fabric: scvmm.ID, Type: "WindowsNetworkVirtualization"},
 		vault.Network{Network: vmm.Network{ID: lab, Name: "lab", LogicalNetwork: logical}, Fabric: scvmm.ID, Type: "NoIsolation"})
 	f.netMaps = append(f.netMaps,
 		vault.NetworkMapping{Fabric: scvmm.ID, Network: corp, Name: "corp-to-munich", TargetFabric: hv.ID, Target: "net-5f2b"},
 		vault.NetworkMapping{Fabric: scvmm.ID, Network: corp, Name: "corp-to-vnet", Target: "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/dr-vnet"},
-		vault.NetworkMapping{Fabric: scvmm.ID, Network: lab, Name: "lab-to-munich", TargetFabric: hv.ID, Target: "net-gone"},
-		vault.NetworkMapping{Fabric: f.fabrics[0].ID, Network: "lan", Name: "m", TargetFabric: f.fabrics[1].ID, Target: "lab"})
+		vault.NetworkMapping{Fabric: scvmm.ID, Network: lab, Name: "lab-to-munich", TargetFabric: hv.ID, Target: "net-gone"})
 	f.maps = append(f.maps, dr.ContainerMapping{Name: "m2", Fabric: scvmm.ID, Policy: "4be1-pol", TargetFabric: hv.ID})
 	disk := func(n int, path string) dr.Disk {
 		return dr.Disk{ID: fmt.Sprintf("7f1c0e6c-0000-4000-8000-%012d", n), Path: path, Format: "vhdx", Size: 127 << 30, Allocated: 41 << 30, Controller: "scsi", Slot: n % 10, Layout: "dynamic", Sector: 512, Chain: 1}
@@ -68,6 +64,9 @@ func (f *fake) hyperv() *fake {
 		v.Generation, v.Running = 1, false
 		v.Facts = dr.VMFacts{Version: "5.0", OSName: "Windows Server 2008 R2", GuestTools: "absent", Replicated: "Hyper-V Replica"}
 		v.Disks[0].Controller = "ide"
+	})
+	vm(3, "app02", func(v *dr.VM) {
+		v.Facts.GuestTools, v.Facts.AppConsistent, v.Facts.Cloud = "absent", "the backup integration service is not available: no contact", bronze
 	})
 	return f
 }

@@ -7,6 +7,7 @@ import (
 
 	"holdfast/internal/dr"
 	"holdfast/internal/vault"
+	"holdfast/internal/vmm"
 )
 
 // somePoints makes n points, newest first, with the churn of a working day.
@@ -61,6 +62,12 @@ func (f *fake) sites() *fake {
 	}
 	f.policies = []dr.Policy{{ID: "4be1-pol", Name: "gold-5min", CopyFrequency: 5 * time.Minute, Retention: 24 * time.Hour, AppFrequency: time.Hour, Created: now.Add(-30 * 24 * time.Hour)}}
 	f.maps = []dr.ContainerMapping{{Name: "m1", Fabric: a.ID, Policy: "4be1-pol", TargetFabric: b.ID}}
+	f.nets = []vault.Network{
+		{Network: vmm.Network{ID: "lan", Name: "lan"}, Fabric: a.ID, Type: "NoIsolation", Hosts: []string{"kvm-berlin-01", "kvm-berlin-02"}},
+		{Network: vmm.Network{ID: "default", Name: "default"}, Fabric: a.ID, Type: "NoIsolation"},
+		{Network: vmm.Network{ID: "lab", Name: "lab"}, Fabric: b.ID, Type: "Isolated", Hosts: []string{"kvm-recovery-01"}},
+	}
+	f.netMaps = []vault.NetworkMapping{{Fabric: a.ID, Network: "lan", Name: "m", TargetFabric: b.ID, Target: "lab"}}
 	f.keys = []vault.RegistrationKey{{ID: "9a7c11e0-key", Fabric: a.ID, Created: now.Add(-39 * 24 * time.Hour), Expires: now.Add(-34 * 24 * time.Hour), Uses: 2, CreatedBy: "admin"}}
 	return f
 }

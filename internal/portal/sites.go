@@ -112,6 +112,7 @@ type siteBody struct {
 	VMM      *network.Server // nil = not the site of a VMM server
 	Keys     []keyRow
 	Install  string
+	Windows  bool // its hosts are Windows hosts
 	Commands []registerCommand
 	Ask      string
 	KeyFile  string // customary name, for the commands
@@ -168,6 +169,9 @@ func (p sitePages) show(w http.ResponseWriter, r *page.Request) error {
 	for _, k := range keys {
 		b.Keys = append(b.Keys, p.keyRow(k))
 	}
+	if b.Windows = f.Type != dr.KVMSite; b.Windows {
+		b.Install = ""
+	}
 	if f.Type == dr.VMMSite {
 		s, err := p.V.VMM(ctx, f.ID)
 		if err != nil {
@@ -181,6 +185,9 @@ func (p sitePages) show(w http.ResponseWriter, r *page.Request) error {
 			continue
 		}
 		c.Command = p.Cfg.RegisterCommand(b.KeyFile, dr.AgentRole(c.Role))
+		if b.Windows {
+			c.Command = strings.TrimPrefix(c.Command, "sudo ")
+		}
 		b.Commands = append(b.Commands, c)
 	}
 	return p.Render(w, r, "site", page.View{Title: f.Name, Kind: words.SiteType(f.Type), Section: "sites", Icon: "sites", Crumbs: []page.Crumb{{Name: "Sites", URL: "/portal/sites"}},

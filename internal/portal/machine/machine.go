@@ -153,22 +153,14 @@ func Describe(vm dr.VM, site dr.FabricType, cloud string) Facts {
 
 func list(vm dr.VM, site dr.FabricType, cloud string, found []readiness.Finding) []Fact {
 	f := vm.Facts
-	told := f != (dr.VMFacts{}) // else its agent says nothing of the kind
-	yes := func(name string, set bool, text, sub string) Fact {
-		switch {
-		case set:
-			return Fact{Name: name, Text: text, Sub: sub}
-		case !told:
-			return unknown(name)
-		}
-		return Fact{Name: name, Text: "No"}
-	}
+	f.Cloud = ""                // VMM tells it, not the agent
+	told := f != (dr.VMFacts{}) // else the agent says nothing of the kind
 	kvm := site == dr.KVMSite
 	version, tools := "Configuration version", "Integration services"
 	if kvm {
 		version, tools = "Machine type", "Guest agent"
 	}
-	out := []Fact{system(vm), plain(version, f.Version), generation(vm, told), guest(tools, f.GuestTools), consistency(f, told, found)}
+	out := []Fact{system(vm), plain(version, f.Version), generation(vm, told), guest(tools, f.GuestTools), consistency(vm, told, found)}
 	n := Fact{Name: "Checkpoints", Text: "None"}
 	switch {
 	case !told:
@@ -177,8 +169,8 @@ func list(vm dr.VM, site dr.FabricType, cloud string, found []readiness.Finding)
 		n.Text, n.Sub = fmt.Sprint(f.Checkpoints), "the replica has the current state, not them"
 	}
 	out = append(out, n)
-	if !kvm {
-		out = append(out, yes("Clustered", f.Clustered, "Yes", "a role of a failover cluster: it may move by itself"))
+	if f.Clustered { // not every agent tells
+		out = append(out, Fact{Name: "Clustered", Text: "Yes", Sub: "a role of a failover cluster: it may move by itself"})
 	}
 	if site == dr.VMMSite {
 		out = append(out, Fact{Name: "Cloud", Text: cmp.Or(cloud, "In no cloud")})
@@ -247,16 +239,18 @@ func guest(name, state string) Fact {
 	return Fact{Name: name, State: &p}
 }
 
-func consistency(f dr.VMFacts, told bool, found []readiness.Finding) Fact {
+func consistency(vm dr.VM, told bool, found []readiness.Finding) Fact {
 	x := Fact{Name: "App-consistent points"}
 	switch {
-	case f.AppConsistent != "":
+	case vm.Facts.AppConsistent != "":
 		p := pill("warn", "Not possible now")
-		x.State, x.Text = &p, words.Advice(f.AppConsistent)
+		x.State, x.Text = &p, words.Advice(vm.Facts.AppConsistent)
 		if i := slices.IndexFunc(found, func(y readiness.Finding) bool { return y.Rule == "app-consistent" }); i >= 0 {
 			x.Sub = found[i].WayOut
 		}
-	case !told:
+	case !vm.Running:
+		x.Sub = "not known while it is off"
+	case !told || vm.Facts.GuestTools == "absent":
 		return unknown(x.Name)
 	default:
 		p := pill("good", "Possible")
