@@ -94,7 +94,7 @@ func (c *checker) judge(rule, title string, applied int, bad []string, met, notM
 }
 
 func (c *checker) hosts() {
-	recovery, sources := 0, 0
+	recovery, sources, dated := 0, 0, 0
 	var away, certs, unlimited []string
 	for _, h := range c.e.Hosts {
 		if slices.Contains(h.Roles, dr.RoleRecovery) && h.Connected {
@@ -103,8 +103,11 @@ func (c *checker) hosts() {
 		if !h.Connected {
 			away = append(away, h.Name)
 		}
-		if !h.CertExpires.IsZero() && h.CertExpires.Sub(c.now) < 7*24*time.Hour {
-			certs = append(certs, h.Name)
+		if !h.CertExpires.IsZero() {
+			dated++
+			if h.CertExpires.Sub(c.now) < 7*24*time.Hour {
+				certs = append(certs, h.Name)
+			}
 		}
 		if slices.Contains(h.Roles, dr.RoleSource) {
 			sources++
@@ -120,7 +123,7 @@ func (c *checker) hosts() {
 	c.out = append(c.out, p)
 	c.judge("agents-everywhere", "Every host, and every node of a cluster, has a connected agent", len(c.e.Hosts), away,
 		"All registered hosts are connected.", "%d of %d hosts are not connected; a VM that moves there is not replicated.", "Start the agent on these hosts; 'holdfast agent doctor' says what keeps it away.")
-	c.judge("certificates", "Every host has a valid certificate", len(c.e.Hosts), certs,
+	c.judge("certificates", "Every host has a valid certificate", dated, certs,
 		"All agents have certificates that are good for a week at least.", "The certificates of %d of %d hosts end within a week; agents renew them when they reach the vault.", "Check that the agents can reach the vault.")
 	if len(unlimited) > 0 && slices.ContainsFunc(c.e.Items, func(i Item) bool { return i.Limited }) {
 		unlimited = nil // by policy instead

@@ -189,7 +189,7 @@ func checkMachine(vm dr.VM, p Profile, kvm bool, add adder) {
 		add("ide-only", Notes, "", "", "all disks are on IDE controllers; backups of such VMs have failed without a SCSI controller", "Add an empty SCSI controller to the VM when it is off.")
 	}
 	if !vm.Running {
-		add("off", Notes, "", dr.CodeVMNotRunning, "the VM is off", "Start it: the initial replication of a KVM VM begins only then.")
+		add("off", Notes, "", dr.CodeVMNotRunning, "the VM is off", "Start it: its initial replication begins then.")
 	}
 	for _, n := range vm.NICs {
 		if slices.ContainsFunc(n.IPs, func(ip string) bool {

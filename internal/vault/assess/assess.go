@@ -84,7 +84,7 @@ func doubt(p *readiness.Practice, untold []string) {
 		p.Status, p.Detail, p.Objects, p.Remedy = readiness.NotChecked, detail, nil, ""
 	}
 	switch {
-	case p.Rule == "certificates" && p.Status == readiness.Met:
+	case p.Rule == "certificates" && p.Status != readiness.NotMet:
 		open("When the agents' certificates end is not looked at here; agents renew them while they reach the vault.")
 	case p.Rule == "throttle" && p.Status == readiness.NotMet:
 		open("No policy limits uploads. A limit that is set on a host itself is not known to the vault.")
