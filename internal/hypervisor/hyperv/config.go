@@ -37,8 +37,12 @@ type Tracker string
 
 // The trackers.
 const (
-	TrackerRCT Tracker = ""    // resilient change tracking
-	TrackerHRL Tracker = "hrl" // Hyper-V Replica's log files; not implemented yet, Open refuses it
+	TrackerRCT Tracker = "" // resilient change tracking
+	// TrackerHRL is Hyper-V Replica's log files ([MS-HRL]), which Open refuses: a log
+	// names the DataWriteGuid of the file that it began with ([MS-HRL] 2.2), and the checkpoint that a
+	// cut reads from, and the merge after it, give the disk other files. So it can't be
+	// proved that nothing was written beside the log, and no cut could be incremental.
+	TrackerHRL Tracker = "hrl"
 )
 
 // Validate reports the first setting that can't be used.
@@ -51,7 +55,7 @@ func (c Config) Validate() error {
 	case !filepath.IsAbs(c.Dir):
 		return errors.New("the product directory is not absolute")
 	case c.Tracker == TrackerHRL:
-		return errors.New("tracking by Hyper-V Replica's log files is not implemented yet")
+		return errors.New("tracking by Hyper-V Replica's log files is not possible: after a checkpoint their DataWriteGuid is not the disk's any more, so that a change beside the log would go unnoticed; use resilient change tracking (rct)")
 	case c.Tracker != TrackerRCT:
 		return errors.New("unknown tracker " + string(c.Tracker))
 	}

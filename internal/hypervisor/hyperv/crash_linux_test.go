@@ -204,6 +204,7 @@ func TestDiesAfterAnyCall(t *testing.T) {
 				if err == nil && c.answered {
 					must(t, victim.Close())
 				}
+				r.killed(victim)
 				scribble(t, r.vm, rng)
 				heir := r.open(t)
 				token, err := cycle(heir, fmt.Sprintf("h%d", n))
@@ -245,15 +246,19 @@ func TestBootDiesAfterAnyCall(t *testing.T) {
 				d := &dying{Session: r.sim, answered: answered, limit: n}
 				vcfg := r.cfg
 				vcfg.Session = d
+				r.killed(r.hosts...)
 				victim, err := hyperv.Open(ctx, vcfg)
 				if err == nil {
 					_, err = victim.Boot(ctx, spec)
 				}
 				if err == nil && !d.dead() {
-					must(t, h.Remove(ctx, "", "me"))
+					r.killed(victim)
+					must(t, r.open(t).Remove(ctx, "", "me"))
 					must(t, victim.Close())
 					break
 				}
+				r.killed(victim)
+				h := r.open(t)
 				if n%2 == 0 { // Boot goes on where the dead one stopped
 					id, err := h.Boot(ctx, spec)
 					must(t, err)

@@ -6,8 +6,10 @@
 //
 // It owns one product directory (Config.Dir): a record of every token, of
 // recovery VMs, and of guests that are paused for a group. On the host it owns the
-// recovery checkpoints and reference points that are named "hf-…" or recorded,
-// and the VMs that Boot made; it changes nothing else.
+// recovery checkpoints and reference points that its records know or that are named
+// after it ("hf-TAG@HOST.DIRECTORY", digests of the host's name and an id of the directory),
+// and the VMs that Boot made; it changes nothing else. What is named after a directory of another
+// host came with a VM that was moved here, and nobody there can reach it: it is removed too.
 //
 // How a cut works: a recovery checkpoint (CreateSnapshot, type 32768) freezes the
 // disks; what changed since the base comes from resilient change tracking by the

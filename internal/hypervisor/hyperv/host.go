@@ -3,32 +3,32 @@ package hyperv
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync"
-	"time"
 
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
+	"holdfast/internal/hypervisor/hyperv/internal/booting"
+	"holdfast/internal/hypervisor/hyperv/internal/cutting"
 	"holdfast/internal/hypervisor/hyperv/internal/msvm"
+	"holdfast/internal/hypervisor/hyperv/internal/records"
+	"holdfast/internal/hypervisor/hyperv/internal/vms"
 )
 
 // Host is a Hyper-V host.
 type Host struct {
-	cfg   Config
-	log   *slog.Logger
-	ms    *msvm.Client
-	store store
-	locks keyed
-	facts factCache
+	cfg    Config
+	log    *slog.Logger
+	ms     *msvm.Client
+	vms    *vms.Host
+	stamp  records.Stamp
+	lock   *os.File // of Config.Dir
+	cutter *cutting.Cutter
+	booter *booting.Booter
 
-	mu    sync.Mutex
-	open  map[string]*cut     // by VM
-	held  map[string]struct{} // "VM disk" that are open for writing
-	ended bool
+	mu   sync.Mutex
+	held map[string]struct{} // "VM disk" that are open for writing
 }
 
 var (
@@ -42,32 +42,30 @@ var (
 // an earlier process with the same directory left open: checkpoints of cuts
 // become reference points (a cut may have been read in full), guests paused for
 // a group are resumed. What can't be ended now is logged and tried again by the
-// next operation on its VM. One process at a time may use a directory.
+// next operation on its VM. One process at a time may use a directory:
+// to a second one Open is dr.KindConflict. Processes with other directories may use the same host.
 func Open(ctx context.Context, cfg Config) (*Host, error) {
 	const op = "Open"
 	if err := cfg.Validate(); err != nil {
 		return nil, dr.Errorf(dr.KindInvalid, "hyperv.Open", "configuration: %w", err)
 	}
 	cfg = cfg.withDefaults()
-	for _, d := range []string{tokenDir, bootDir, holdDir} {
-		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o750); err != nil {
-			return nil, dr.Errorf(dr.KindUnavailable, "hyperv.Open", "prepare directory %s: %w", cfg.Dir, err)
-		}
-	}
-	h := &Host{cfg: cfg, log: cfg.Log, store: store{cfg.Dir}, open: map[string]*cut{}, held: map[string]struct{}{},
-		ms: msvm.New(cfg.Session, msvm.Config{CallTimeout: cfg.CallTimeout, JobTimeout: cfg.JobTimeout, Poll: cfg.Poll})}
-	if _, err := h.ms.Computer(ctx); err != nil {
-		return nil, errors.Join(msvm.Wrap(op, "ask the host for its name", "", err), h.Close())
-	}
-	h.releaseHeld(ctx)
-	vms, err := h.store.vms()
+	dir, lock, err := records.Directory(cfg.Dir)
 	if err != nil {
-		return nil, errors.Join(dr.Errorf(dr.KindUnavailable, "hyperv.Open", "read the records: %w", err), h.Close())
+		return nil, err
 	}
-	for _, vm := range vms {
-		if err := h.endStale(ctx, op, vm, nil); err != nil {
-			h.log.Warn("what an earlier process left open of a VM is not ended yet; the next operation on the VM tries again", "vm", vm, "err", err)
-		}
+	ms := msvm.New(cfg.Session, msvm.Config{CallTimeout: cfg.CallTimeout, JobTimeout: cfg.JobTimeout, Poll: cfg.Poll})
+	computer, err := ms.Computer(ctx)
+	if err != nil {
+		return nil, errors.Join(msvm.Wrap(op, "ask the host for its name", "", err), ms.Close(), lock.Close())
+	}
+	h := &Host{cfg: cfg, log: cfg.Log, ms: ms, lock: lock, stamp: records.StampOf(computer.Name, dir), held: map[string]struct{}{},
+		vms: vms.New(ms, vms.Config{CallTimeout: cfg.CallTimeout, MergeWait: cfg.MergeWait, Poll: cfg.Poll})}
+	h.cutter = cutting.New(h.vms, cutting.Config{Dir: cfg.Dir, Disks: cfg.Disks, Stamp: h.stamp, Poll: cfg.Poll, QuiesceLimit: cfg.QuiesceLimit,
+		GroupHold: cfg.GroupHold, VerifyEvery: cfg.VerifyEvery, UndoTimeout: cfg.UndoTimeout, Log: cfg.Log})
+	h.booter = booting.New(h.vms, booting.Config{Dir: cfg.Dir, Disks: cfg.Disks, CallTimeout: cfg.CallTimeout, Progress: cfg.Progress, Log: cfg.Log})
+	if err := h.cutter.Adopt(ctx); err != nil {
+		return nil, errors.Join(err, h.Close())
 	}
 	return h, nil
 }
@@ -75,88 +73,57 @@ func Open(ctx context.Context, cfg Config) (*Host, error) {
 // Close closes the disks of open cuts, whose checkpoints stay and are ended by the
 // next Open, then the session. Idempotent.
 func (h *Host) Close() error {
-	h.mu.Lock()
-	var cuts []*cut
-	for _, c := range h.open {
-		cuts = append(cuts, c)
+	err := errors.Join(h.cutter.Close(), h.ms.Close())
+	if lerr := h.lock.Close(); lerr != nil && !errors.Is(lerr, os.ErrClosed) {
+		err = errors.Join(err, lerr)
 	}
-	h.ended = true
-	h.mu.Unlock()
-	var err error
-	for _, c := range cuts {
-		err = errors.Join(err, c.closeDisks())
-	}
-	return errors.Join(err, h.ms.Close())
-}
-
-// vmID checks the id of a VM.
-func vmID(op string, id dr.VMID) (string, error) {
-	s := strings.ToLower(string(id))
-	if !msvm.IsGUID(s) {
-		return "", dr.New(dr.KindNotFound, dr.CodeVMNotFound, "hyperv."+op, "%q is not the id of a VM", string(id))
-	}
-	return s, nil
+	return err
 }
 
 // load reads one VM.
 func (h *Host) load(ctx context.Context, op string, id dr.VMID, depth msvm.Depth) (*msvm.VM, *msvm.World, error) {
-	s, err := vmID(op, id)
-	if err != nil {
-		return nil, nil, err
-	}
-	w, err := h.ms.Load(ctx, s, depth)
-	if err != nil {
-		return nil, nil, msvm.Wrap(op, fmt.Sprintf("look up VM %s", s), "", err)
-	}
-	vm := w.VMs[s]
-	if vm == nil {
-		return nil, nil, dr.New(dr.KindNotFound, dr.CodeVMNotFound, "hyperv."+op, "the host does not know VM %s", s)
-	}
-	return vm, w, nil
+	return h.vms.Load(ctx, op, id, depth)
 }
 
-// undo returns a context for taking something back, which may have ended for the caller.
-func (h *Host) undo(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), h.cfg.UndoTimeout)
+// BeginCut makes a recovery checkpoint, whose disks are frozen.
+func (h *Host) BeginCut(ctx context.Context, req hypervisor.CutRequest) (hypervisor.Cut, error) {
+	return h.cutter.BeginCut(ctx, req)
 }
 
-// keyed are locks by name; waiting for one ends with the context.
-type keyed struct {
-	mu sync.Mutex
-	m  map[string]chan struct{}
+// BeginGroup pauses the guests, makes a checkpoint of each, and lets them go on.
+func (h *Host) BeginGroup(ctx context.Context, reqs []hypervisor.CutRequest) ([]hypervisor.Cut, error) {
+	return h.cutter.BeginGroup(ctx, reqs)
 }
 
-func (k *keyed) lock(ctx context.Context, op, name string) (func(), error) {
-	k.mu.Lock()
-	if k.m == nil {
-		k.m = map[string]chan struct{}{}
-	}
-	l := k.m[name]
-	if l == nil {
-		l = make(chan struct{}, 1)
-		k.m[name] = l
-	}
-	k.mu.Unlock()
-	select {
-	case l <- struct{}{}:
-		return func() { <-l }, nil
-	default:
-	}
-	select {
-	case l <- struct{}{}:
-		return func() { <-l }, nil
-	case <-ctx.Done():
-		return nil, msvm.Wrap(op, "wait for another operation on VM "+name, "", ctx.Err())
-	}
+// Estimate asks for the changes of the VM's disks since a token, as they are now.
+func (h *Host) Estimate(ctx context.Context, id dr.VMID, token string) (int64, error) {
+	return h.cutter.Estimate(ctx, id, token)
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+// Forget deletes reference points and leftovers of Holdfast.
+func (h *Host) Forget(ctx context.Context, id dr.VMID, keep []string) error {
+	return h.cutter.Forget(ctx, id, keep)
+}
+
+// Purge deletes all checkpoints and reference points of a VM that are named by
+// Holdfast, also those that the records of a lost directory knew, or a doctor that died had made.
+// Use it only while no other agent works on the host: it takes the tokens of all.
+// dr.KindConflict while a cut of the VM is open in this process.
+func (h *Host) Purge(ctx context.Context, id dr.VMID) error { return h.cutter.Purge(ctx, id) }
+
+// Boot defines and starts a recovery VM on disks that it fills first, which takes
+// its time: give it a context accordingly. The image of a disk is BootDisk.Path
+// with the extension .vhdx.
+func (h *Host) Boot(ctx context.Context, spec hypervisor.BootSpec) (dr.VMID, error) {
+	return h.booter.Boot(ctx, spec)
+}
+
+// MakeLocal reports that everything is local: Boot has copied it.
+func (h *Host) MakeLocal(ctx context.Context, id dr.VMID, progress func(done, total int64)) error {
+	return h.booter.MakeLocal(ctx, id, progress)
+}
+
+// Remove deletes a recovery VM with its disks.
+func (h *Host) Remove(ctx context.Context, id dr.VMID, owner string) error {
+	return h.booter.Remove(ctx, id, owner)
 }

@@ -9,6 +9,8 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/hyperv/internal/msvm"
+	"holdfast/internal/hypervisor/hyperv/internal/port"
+	"holdfast/internal/hypervisor/hyperv/internal/vms"
 )
 
 // OpenDisk opens the top file of a disk's chain for writing. Change tracking of
@@ -16,11 +18,11 @@ import (
 // itself breaks it, which the next cut notices.
 func (h *Host) OpenDisk(ctx context.Context, id dr.VMID, disk string) (hypervisor.WritableDisk, error) {
 	const op = "OpenDisk"
-	s, err := vmID(op, id)
+	s, err := vms.ID(op, id)
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := h.locks.lock(ctx, op, s)
+	unlock, err := h.vms.Lock(ctx, op, s)
 	if err != nil {
 		return nil, err
 	}
@@ -32,23 +34,23 @@ func (h *Host) OpenDisk(ctx context.Context, id dr.VMID, disk string) (hyperviso
 	if vm.State != msvm.Off {
 		return nil, dr.New(dr.KindPrecondition, dr.CodeVMNotOff, "hyperv."+op, "VM %s is %s", vm.Name, vm.State)
 	}
-	if h.isOpen(s) {
+	if h.cutter.IsOpen(s) {
 		return nil, dr.New(dr.KindConflict, dr.CodeBackupJobBusy, "hyperv."+op, "a cut of VM %s is open", vm.Name)
 	}
-	if err := h.endStale(ctx, op, s, nil); err != nil {
+	if err := h.cutter.EndStale(ctx, op, s, nil); err != nil {
 		return nil, err
 	}
-	if err := h.waitIdle(ctx, op, vm); err != nil {
+	if err := h.vms.WaitIdle(ctx, op, vm); err != nil {
 		return nil, err
 	}
 	if vm, _, err = h.load(ctx, op, id, msvm.Storage); err != nil { // a merge has changed the files
 		return nil, err
 	}
-	all, err := h.disksOf(ctx, op, vm)
+	all, err := h.vms.DisksOf(ctx, op, vm)
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(all, func(d vmDisk) bool { return d.ID == disk })
+	i := slices.IndexFunc(all, func(d vms.Disk) bool { return d.ID == disk })
 	if i < 0 {
 		return nil, dr.New(dr.KindNotFound, dr.CodeNotFound, "hyperv."+op, "VM %s has no disk %s", vm.Name, disk)
 	}
@@ -60,7 +62,7 @@ func (h *Host) OpenDisk(ctx context.Context, id dr.VMID, disk string) (hyperviso
 	}
 	d, err := h.cfg.Disks.Open(ctx, all[i].Path, true)
 	if err != nil {
-		return nil, diskError(op, "open disk "+all[i].Path+" of VM "+vm.Name, err)
+		return nil, port.Error(op, "open disk "+all[i].Path+" of VM "+vm.Name, err)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -95,14 +97,14 @@ func (p *patched) ReadAt(ctx context.Context, b []byte, off int64) error {
 	if err := p.check("ReadAt", off, int64(len(b))); err != nil {
 		return err
 	}
-	return diskError("ReadAt", "read disk "+p.id, p.disk.ReadAt(ctx, b, off))
+	return port.Error("ReadAt", "read disk "+p.id, p.disk.ReadAt(ctx, b, off))
 }
 
 func (p *patched) WriteAt(ctx context.Context, b []byte, off int64) error {
 	if err := p.check("WriteAt", off, int64(len(b))); err != nil {
 		return err
 	}
-	return diskError("WriteAt", "write disk "+p.id, p.disk.WriteAt(ctx, b, off))
+	return port.Error("WriteAt", "write disk "+p.id, p.disk.WriteAt(ctx, b, off))
 }
 
 func (p *patched) check(op string, off, n int64) error {
@@ -113,12 +115,12 @@ func (p *patched) check(op string, off, n int64) error {
 }
 
 func (p *patched) Flush(ctx context.Context) error {
-	return diskError("Flush", "flush disk "+p.id, p.disk.Flush(ctx))
+	return port.Error("Flush", "flush disk "+p.id, p.disk.Flush(ctx))
 }
 
 func (p *patched) Close() error {
 	p.once.Do(func() {
-		p.err = diskError("Close", "close disk "+p.id, p.disk.Close())
+		p.err = port.Error("Close", "close disk "+p.id, p.disk.Close())
 		p.host.mu.Lock()
 		defer p.host.mu.Unlock()
 		delete(p.host.held, p.vm+" "+p.id)

@@ -7,6 +7,7 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/hyperv/internal/msvm"
+	"holdfast/internal/hypervisor/hyperv/internal/vms"
 )
 
 // State of a VM. A saved VM counts as paused: its guest does not run, but goes on from its memory.
@@ -35,27 +36,17 @@ func (h *Host) Start(ctx context.Context, id dr.VMID) error {
 		if h.patching(vm.ID) {
 			return dr.New(dr.KindPrecondition, dr.CodeVMNotOff, "hyperv."+op, "a disk of VM %s is open for writing", vm.Name)
 		}
-		return h.start(ctx, op, vm)
+		return h.vms.Start(ctx, op, vm)
 	})
-}
-
-func (h *Host) start(ctx context.Context, op string, vm *msvm.VM) error {
-	if vm.State == msvm.Running {
-		return nil
-	}
-	if err := h.ms.RequestState(ctx, vm.ID, msvm.StateStart); err != nil {
-		return msvm.Wrap(op, "start VM "+vm.Name, "", err)
-	}
-	return h.waitState(ctx, op, vm, func(s msvm.State) bool { return s == msvm.Running })
 }
 
 // locked runs fn for a VM in its turn.
 func (h *Host) locked(ctx context.Context, op string, id dr.VMID, fn func(*msvm.VM) error) error {
-	s, err := vmID(op, id)
+	s, err := vms.ID(op, id)
 	if err != nil {
 		return err
 	}
-	unlock, err := h.locks.lock(ctx, op, s)
+	unlock, err := h.vms.Lock(ctx, op, s)
 	if err != nil {
 		return err
 	}
@@ -65,24 +56,6 @@ func (h *Host) locked(ctx context.Context, op string, id dr.VMID, fn func(*msvm.
 		return err
 	}
 	return fn(vm)
-}
-
-// waitState polls until the VM is in the state that a finished job promised.
-func (h *Host) waitState(ctx context.Context, op string, vm *msvm.VM, good func(msvm.State) bool) error {
-	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
-	defer cancel()
-	for pause := h.cfg.Poll; ; pause = min(2*pause, 2*time.Second) {
-		now, _, err := h.load(ctx, op, dr.VMID(vm.ID), msvm.Systems)
-		if err != nil {
-			return err
-		}
-		if good(now.State) {
-			return nil
-		}
-		if err := sleep(ctx, pause); err != nil {
-			return msvm.Wrap(op, "wait for VM "+vm.Name+", which is "+string(now.State), "", err)
-		}
-	}
 }
 
 // Shutdown asks the guest through its shutdown integration service.
@@ -124,7 +97,7 @@ func (h *Host) Shutdown(ctx context.Context, id dr.VMID) error {
 				return msvm.Wrap(op, "ask VM "+vm.Name+" to shut down", dr.CodeShutdownNotOffered, err)
 			}
 		}
-		if err := sleep(ctx, pause); err != nil {
+		if err := vms.Sleep(ctx, pause); err != nil {
 			return timeout(err)
 		}
 		now, _, err := h.load(ctx, op, id, msvm.Systems)
@@ -142,15 +115,5 @@ func (h *Host) Shutdown(ctx context.Context, id dr.VMID) error {
 // Destroy turns a VM off.
 func (h *Host) Destroy(ctx context.Context, id dr.VMID) error {
 	const op = "Destroy"
-	return h.locked(ctx, op, id, func(vm *msvm.VM) error { return h.turnOff(ctx, op, vm) })
-}
-
-func (h *Host) turnOff(ctx context.Context, op string, vm *msvm.VM) error {
-	if vm.State == msvm.Off {
-		return nil
-	}
-	if err := h.ms.RequestState(ctx, vm.ID, msvm.StateTurnOff); err != nil {
-		return msvm.Wrap(op, "turn VM "+vm.Name+" off", "", err)
-	}
-	return h.waitState(ctx, op, vm, func(s msvm.State) bool { return s == msvm.Off })
+	return h.locked(ctx, op, id, func(vm *msvm.VM) error { return h.vms.TurnOff(ctx, op, vm) })
 }

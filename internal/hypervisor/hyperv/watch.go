@@ -6,6 +6,7 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/hyperv/internal/msvm"
+	"holdfast/internal/hypervisor/hyperv/internal/vms"
 )
 
 // Watch polls every Config.WatchEvery: the management interface has no other way
@@ -33,7 +34,7 @@ func (h *Host) Watch(ctx context.Context, fn func(hypervisor.Event)) error {
 			}
 			last = now
 		}
-		if sleep(ctx, h.cfg.WatchEvery) != nil {
+		if vms.Sleep(ctx, h.cfg.WatchEvery) != nil {
 			return nil
 		}
 	}

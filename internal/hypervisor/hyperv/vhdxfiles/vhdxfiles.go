@@ -185,12 +185,17 @@ func (d *Disks) ReadFile(ctx context.Context, hostPath string, limit int64) ([]b
 	return b, err
 }
 
-// SerialLog reads root/serial/<VM>.log, where a simulator's guests write to.
+// SerialLog reads what a simulator's guest wrote to its serial port: the file
+// run/<first 8 digits of the VM's id>/serial.log beside its hosts' directories.
 func (d *Disks) SerialLog(ctx context.Context, vmID string, limit int) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	f, err := os.Open(filepath.Join(d.cfg.Root, "serial", filepath.Base(vmID)+".log"))
+	const digits = 8
+	if len(vmID) < digits || strings.Trim(vmID, "0123456789abcdefABCDEF-") != "" {
+		return nil, fmt.Errorf("serial log of VM %q: %w", vmID, fs.ErrNotExist)
+	}
+	f, err := os.Open(filepath.Join(filepath.Dir(d.cfg.Root), "run", strings.ToLower(vmID[:digits]), "serial.log"))
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -69,5 +70,29 @@ func TestNoticesWriters(t *testing.T) {
 	}
 	if _, err := d.Open(ctx, `C:\x\a.vhdx`, false); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("open a removed file: %v", err)
+	}
+}
+
+// TestSerialLog: the end of what a simulated guest wrote, beside its hosts' directories.
+func TestSerialLog(t *testing.T) {
+	t.Parallel()
+	const vm = "01234567-89ab-cdef-0123-456789abcdef"
+	dir := t.TempDir()
+	d := New(Config{Root: filepath.Join(dir, "HV1")})
+	if _, err := d.SerialLog(t.Context(), vm, 10); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no log: %v", err)
+	}
+	if err := errors.Join(os.MkdirAll(filepath.Join(dir, "run", "01234567"), 0o755), os.WriteFile(filepath.Join(dir, "run", "01234567", "serial.log"), []byte("hello\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for limit, want := range map[int]string{0: "", 3: "lo\n", 100: "hello\n"} {
+		if b, err := d.SerialLog(t.Context(), vm, limit); err != nil || string(b) != want {
+			t.Errorf("%d bytes: %q, %v", limit, b, err)
+		}
+	}
+	for _, bad := range []string{"", "0123", "../../../x", "0123456/x"} {
+		if _, err := d.SerialLog(t.Context(), bad, 10); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%q: %v", bad, err)
+		}
 	}
 }

@@ -125,21 +125,38 @@ func (c *Client) AddDisk(ctx context.Context, settings string, controller cim.Pa
 	return err
 }
 
-// AddPort adds a synthetic adapter: mac "" = the host chooses one. A zero switch
-// leaves it unconnected.
-func (c *Client) AddPort(ctx context.Context, settings, name, mac string, to cim.Path) error {
-	in := cim.NewInstance("Msvm_SyntheticEthernetPortSettingData", "ElementName", name, "ResourceType", uint16(10), "ResourceSubType", subPort,
+// NewPort is a synthetic adapter that is to be made.
+type NewPort struct {
+	Name string
+	MAC  string   // 12 hex digits; "" = the host chooses one
+	To   cim.Path // of the switch; zero = not connected
+	VLAN int      // access VLAN, 0 = untagged
+}
+
+// AddPort adds a synthetic adapter, its connection, and the VLAN of that (method AddFeatureSettings of
+// Msvm_VirtualSystemManagementService).
+func (c *Client) AddPort(ctx context.Context, settings string, p NewPort) error {
+	in := cim.NewInstance("Msvm_SyntheticEthernetPortSettingData", "ElementName", p.Name, "ResourceType", uint16(10), "ResourceSubType", subPort,
 		"VirtualSystemIdentifiers", []string{"{" + newGUID() + "}"})
-	if mac != "" {
+	if p.MAC != "" {
 		in.Set("StaticMacAddress", true)
-		in.Set("Address", mac)
+		in.Set("Address", p.MAC)
 	}
 	port, err := c.addResource(ctx, settings, in)
-	if err != nil || to.IsZero() {
+	if err != nil || p.To.IsZero() {
 		return err
 	}
-	_, err = c.addResource(ctx, settings, cim.NewInstance("Msvm_EthernetPortAllocationSettingData", "ElementName", name, "ResourceType", uint16(33),
-		"ResourceSubType", subConnection, "Parent", port.String(), "HostResource", []string{to.String()}))
+	con := cim.NewInstance("Msvm_EthernetPortAllocationSettingData", "ElementName", p.Name, "ResourceType", uint16(33),
+		"ResourceSubType", subConnection, "Parent", port.String(), "HostResource", []string{p.To.String()})
+	connection, err := c.addResource(ctx, settings, con)
+	if err != nil || p.VLAN == 0 {
+		return err
+	}
+	text, err := cim.EncodeEmbedded(cim.NewInstance("Msvm_EthernetSwitchPortVlanSettingData", "OperationMode", uint32(1), "AccessVlanId", uint16(p.VLAN)))
+	if err != nil {
+		return err
+	}
+	_, _, err = c.call(ctx, managementService, "AddFeatureSettings", cim.Pairs("AffectedConfiguration", connection, "FeatureSettings", []string{text}))
 	return err
 }
 

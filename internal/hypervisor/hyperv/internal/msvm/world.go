@@ -56,6 +56,10 @@ type Component struct {
 // OK reports whether the service can be used.
 func (c Component) OK() bool { return c.Known && c.Enabled && c.Status == 2 }
 
+// Beats reports whether a heartbeat component hears from its guest. The reference calls 3
+// (degraded) a service that works normally by an older version of the protocol.
+func (c Component) Beats() bool { return c.Known && c.Enabled && (c.Status == 2 || c.Status == 3) }
+
 // Text says what is wrong with the service; "" if nothing is.
 func (c Component) Text() string {
 	switch {
@@ -339,6 +343,22 @@ func (c *Client) Switches(ctx context.Context) ([]Switch, error) {
 	}
 	slices.SortFunc(out, func(a, b Switch) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// Private reports whether a switch connects VMs only: neither a network card
+// (Msvm_ExternalEthernetPort) nor the host itself has a port of it.
+func (c *Client) Private(ctx context.Context, s Switch) (bool, error) {
+	sets, err := c.query(ctx, cim.Associators(s.Path, "Msvm_SettingsDefineState", "Msvm_VirtualEthernetSwitchSettingData"))
+	if err != nil || len(sets) == 0 {
+		return false, err
+	}
+	for _, set := range sets {
+		ports, err := c.query(ctx, cim.Associators(pathOf(set, "Msvm_VirtualEthernetSwitchSettingData", "InstanceID"), "Msvm_VirtualSystemSettingDataComponent", "Msvm_EthernetPortAllocationSettingData"))
+		if err != nil || len(ports) > 0 {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // loadPorts joins adapters, their connections and VLANs: the InstanceID of a

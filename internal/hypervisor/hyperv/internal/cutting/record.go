@@ -1,7 +1,6 @@
-package hyperv
+package cutting
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +9,13 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"holdfast/internal/hypervisor/hyperv/internal/records"
+)
+
+const (
+	tokenDir = "tokens"
+	holdDir  = "hold"
 )
 
 // phase is how far a cut has come. Each is written down before what it announces is done.
@@ -54,15 +60,6 @@ func (r *tokenRecord) disk(id string) (diskRecord, bool) {
 
 const recordVersion = 1
 
-// tokenPrefix begins the names of everything that Holdfast makes on a host.
-const tokenPrefix = "hf-"
-
-const (
-	tokenDir = "tokens"
-	bootDir  = "boot"
-	holdDir  = "hold"
-)
-
 // store keeps records as files; each is replaced atomically and durable when a call returns.
 type store struct{ dir string }
 
@@ -72,30 +69,48 @@ func (s store) path(vm, token string) string { return filepath.Join(s.vmDir(vm),
 
 func (s store) put(r *tokenRecord) error {
 	r.Version = recordVersion
-	return writeJSON(s.path(r.VM, r.Token), r)
+	return records.Write(s.path(r.VM, r.Token), r)
 }
 
 // get returns fs.ErrNotExist for a token without record.
 func (s store) get(vm, token string) (*tokenRecord, error) {
-	name, ok := strings.CutPrefix(token, tokenPrefix)
+	name, ok := strings.CutPrefix(token, records.Prefix)
 	if !ok || name == "" || strings.ContainsAny(name, `/\.:`) {
 		return nil, fs.ErrNotExist
 	}
 	r := &tokenRecord{}
-	if err := readJSON(s.path(vm, token), r); err != nil {
+	if err := records.Read(s.path(vm, token), r); err != nil {
 		return nil, err
 	}
-	if r.Version != recordVersion || r.Token != token || r.VM != vm {
-		return nil, fmt.Errorf("%s has version %d of token %s; known is version %d", s.path(vm, token), r.Version, r.Token, recordVersion)
+	if err := r.check(vm, token); err != nil {
+		return nil, fmt.Errorf("%s: %w", s.path(vm, token), err)
 	}
 	return r, nil
 }
 
-func (s store) drop(r *tokenRecord) error { return removeFile(s.path(r.VM, r.Token)) }
+// check refuses a record that is not what put writes for the token.
+func (r *tokenRecord) check(vm, token string) error {
+	switch {
+	case r.Version != recordVersion:
+		return fmt.Errorf("the record has version %d; known is %d", r.Version, recordVersion)
+	case r.Token != token || r.VM != vm:
+		return fmt.Errorf("the record is of token %q of VM %q", r.Token, r.VM)
+	case !slices.Contains([]phase{phaseCreating, phaseOpen, phaseConverting, phaseEnded}, r.Phase):
+		return fmt.Errorf("the record has the unknown phase %q", r.Phase)
+	}
+	for i, d := range r.Disks {
+		if d.ID == "" || d.Size < 0 || slices.ContainsFunc(r.Disks[:i], func(o diskRecord) bool { return o.ID == d.ID }) {
+			return fmt.Errorf("the record has a disk %q of %d bytes that can't be", d.ID, d.Size)
+		}
+	}
+	return nil
+}
+
+func (s store) drop(r *tokenRecord) error { return records.Remove(s.path(r.VM, r.Token)) }
 
 // tokens lists the records of a VM, oldest first.
 func (s store) tokens(vm string) ([]*tokenRecord, error) {
-	names, err := filepath.Glob(filepath.Join(s.vmDir(vm), tokenPrefix+"*.json"))
+	names, err := filepath.Glob(filepath.Join(s.vmDir(vm), records.Prefix+"*.json"))
 	if err != nil {
 		return nil, err
 	}
@@ -125,58 +140,4 @@ func (s store) vms() ([]string, error) {
 		out = append(out, e.Name())
 	}
 	return out, err
-}
-
-// maxRecord bounds what is read of a record.
-const maxRecord = 1 << 20
-
-func readJSON(path string, v any) error {
-	st, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if st.Size() > maxRecord {
-		return fmt.Errorf("%s has %d bytes, which is no record", path, st.Size())
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
-}
-
-func writeJSON(path string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o750); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, ".new-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, removeFile(f.Name()))
-	}
-	return syncDir(dir)
-}
-
-func removeFile(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }

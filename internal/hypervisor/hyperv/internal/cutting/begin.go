@@ -1,4 +1,4 @@
-package hyperv
+package cutting
 
 import (
 	"context"
@@ -14,6 +14,9 @@ import (
 	"holdfast/internal/extent"
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/hyperv/internal/msvm"
+	"holdfast/internal/hypervisor/hyperv/internal/port"
+	"holdfast/internal/hypervisor/hyperv/internal/records"
+	"holdfast/internal/hypervisor/hyperv/internal/vms"
 )
 
 // granularity is what changed ranges are rounded up to. The granularity of
@@ -21,16 +24,16 @@ import (
 const granularity = 4096
 
 // BeginCut makes a recovery checkpoint, whose disks are frozen.
-func (h *Host) BeginCut(ctx context.Context, req hypervisor.CutRequest) (hypervisor.Cut, error) {
+func (h *Cutter) BeginCut(ctx context.Context, req hypervisor.CutRequest) (hypervisor.Cut, error) {
 	const op = "BeginCut"
 	if err := validateCut(req); err != nil {
 		return nil, err
 	}
-	id, err := vmID(op, req.VM)
+	id, err := vms.ID(op, req.VM)
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := h.locks.lock(ctx, op, id)
+	unlock, err := h.Lock(ctx, op, id)
 	if err != nil {
 		return nil, err
 	}
@@ -70,9 +73,9 @@ type plan struct {
 	op    string
 	req   hypervisor.CutRequest
 	vm    *msvm.VM
-	disks map[string]vmDisk // of the request
-	base  *baseToken        // nil: everything counts as changed
-	rec   *tokenRecord      // written once the checkpoint is asked for
+	disks map[string]vms.Disk // of the request
+	base  *baseToken          // nil: everything counts as changed
+	rec   *tokenRecord        // written once the checkpoint is asked for
 
 	time        time.Time
 	consistency dr.Consistency
@@ -87,22 +90,22 @@ type baseToken struct {
 }
 
 // prepare checks everything and ends what an earlier process left open. It changes nothing of the VM else.
-func (h *Host) prepare(ctx context.Context, op string, req hypervisor.CutRequest) (*plan, error) {
-	id, err := vmID(op, req.VM)
+func (h *Cutter) prepare(ctx context.Context, op string, req hypervisor.CutRequest) (*plan, error) {
+	id, err := vms.ID(op, req.VM)
 	if err != nil {
 		return nil, err
 	}
 	p := &plan{op: op, req: req, consistency: dr.CrashConsistent}
-	if p.vm, _, err = h.load(ctx, op, req.VM, msvm.Storage); err != nil {
+	if p.vm, _, err = h.Load(ctx, op, req.VM, msvm.Storage); err != nil {
 		return nil, err
 	}
-	if h.isOpen(id) {
+	if h.IsOpen(id) {
 		return nil, dr.New(dr.KindConflict, dr.CodeBackupJobBusy, "hyperv."+op, "a cut of VM %s is open", p.vm.Name)
 	}
-	if err := h.endStale(ctx, op, id, nil); err != nil {
+	if err := h.EndStale(ctx, op, id, nil); err != nil {
 		return nil, err
 	}
-	token := tokenPrefix + req.Tag
+	token := records.Prefix + req.Tag
 	switch _, err := h.store.get(id, token); {
 	case err == nil:
 		return nil, dr.New(dr.KindConflict, dr.CodeAlreadyExists, "hyperv."+op, "VM %s has a cut with the tag %s", p.vm.Name, req.Tag)
@@ -112,10 +115,10 @@ func (h *Host) prepare(ctx context.Context, op string, req hypervisor.CutRequest
 	if err := h.gate(ctx, p); err != nil {
 		return nil, err
 	}
-	if p.vm, _, err = h.load(ctx, op, req.VM, msvm.Storage); err != nil { // a merge that was waited for has changed the files
+	if p.vm, _, err = h.Load(ctx, op, req.VM, msvm.Storage); err != nil { // a merge that was waited for has changed the files
 		return nil, err
 	}
-	all, err := h.disksOf(ctx, op, p.vm)
+	all, err := h.DisksOf(ctx, op, p.vm)
 	if err != nil {
 		return nil, err
 	}
@@ -131,23 +134,24 @@ func (h *Host) prepare(ctx context.Context, op string, req hypervisor.CutRequest
 	return p, nil
 }
 
-func (h *Host) isOpen(vm string) bool {
+// IsOpen reports whether a cut of a VM is open.
+func (h *Cutter) IsOpen(vm string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.open[vm] != nil
 }
 
 // requested picks the disks that a request names.
-func requested(op string, vm *msvm.VM, all []vmDisk, ids []string) (map[string]vmDisk, error) {
-	out := map[string]vmDisk{}
+func requested(op string, vm *msvm.VM, all []vms.Disk, ids []string) (map[string]vms.Disk, error) {
+	out := map[string]vms.Disk{}
 	for _, id := range ids {
-		i := slices.IndexFunc(all, func(d vmDisk) bool { return d.ID == id })
+		i := slices.IndexFunc(all, func(d vms.Disk) bool { return d.ID == id })
 		if i < 0 {
 			return nil, dr.New(dr.KindNotFound, dr.CodeNotFound, "hyperv."+op, "VM %s has no disk %s", vm.Name, id)
 		}
 		d := all[i]
 		if d.Unreplicatable != "" {
-			return nil, dr.New(dr.KindUnsupported, d.code, "hyperv."+op, "disk %s of VM %s (%s) can't be replicated: %s", id, vm.Name, d.Path, d.Unreplicatable)
+			return nil, dr.New(dr.KindUnsupported, d.Code, "hyperv."+op, "disk %s of VM %s (%s) can't be replicated: %s", id, vm.Name, d.Path, d.Unreplicatable)
 		}
 		out[id] = d
 	}
@@ -155,7 +159,7 @@ func requested(op string, vm *msvm.VM, all []vmDisk, ids []string) (map[string]v
 }
 
 // findBase finds the token that changes are asked since.
-func (h *Host) findBase(ctx context.Context, op, vm, token string) (*baseToken, error) {
+func (h *Cutter) findBase(ctx context.Context, op, vm, token string) (*baseToken, error) {
 	lost := func(why string) error {
 		return dr.New(dr.KindPrecondition, dr.CodeTrackingLost, "hyperv."+op, "changes of VM %s since %s are not known: %s", vm, token, why)
 	}
@@ -169,7 +173,7 @@ func (h *Host) findBase(ctx context.Context, op, vm, token string) (*baseToken, 
 	if rec.Phase != phaseEnded || rec.Point == "" {
 		return nil, lost("its cut was not ended")
 	}
-	points, err := h.ms.ReferencePoints(ctx, vm)
+	points, err := h.MS.ReferencePoints(ctx, vm)
 	if err != nil {
 		return nil, msvm.Wrap(op, "list the reference points of VM "+vm, "", err)
 	}
@@ -189,7 +193,7 @@ func (h *Host) findBase(ctx context.Context, op, vm, token string) (*baseToken, 
 const minMajor, minMinor = 6, 2
 
 // gate refuses VMs that no checkpoint can be made of now, and waits a little for those where it soon can.
-func (h *Host) gate(ctx context.Context, p *plan) error {
+func (h *Cutter) gate(ctx context.Context, p *plan) error {
 	op, vm := "hyperv."+p.op, p.vm
 	if tooOld(vm.Settings.Version) {
 		return dr.New(dr.KindUnsupported, dr.CodeConfigurationOld, op, "VM %s has configuration version %s; change tracking needs %d.%d", vm.Name, vm.Settings.Version, minMajor, minMinor)
@@ -200,7 +204,7 @@ func (h *Host) gate(ctx context.Context, p *plan) error {
 	if vm.State == msvm.Off && !p.req.Offline {
 		return dr.New(dr.KindPrecondition, dr.CodeVMNotRunning, op, "VM %s is off", vm.Name)
 	}
-	return h.waitIdle(ctx, p.op, vm)
+	return h.WaitIdle(ctx, p.op, vm)
 }
 
 func tooOld(version string) bool {
@@ -213,45 +217,8 @@ func tooOld(version string) bool {
 	return a < minMajor || a == minMajor && err2 == nil && b < minMinor
 }
 
-// busy says why no operation can be begun on a VM now; nil if one can.
-func busy(op string, s msvm.System) error {
-	op = "hyperv." + op
-	switch {
-	case s.Operation == msvm.Migrating:
-		return dr.New(dr.KindConflict, dr.CodeVMMigrating, op, "VM %s is being moved", s.Name)
-	case s.Operation == msvm.Merging || s.Operation == msvm.Deleting:
-		return dr.New(dr.KindConflict, dr.CodeMergeRunning, op, "the disks of VM %s are being merged", s.Name)
-	case s.Operation != msvm.Idle:
-		return dr.New(dr.KindConflict, dr.CodeVMStarting, op, "the host works on VM %s: %s", s.Name, s.Operation)
-	case s.State == msvm.Changing:
-		return dr.New(dr.KindConflict, dr.CodeVMStarting, op, "VM %s is between two states", s.Name)
-	}
-	return nil
-}
-
-// waitIdle waits until the host has ended what it does with a VM, for Config.MergeWait at most.
-func (h *Host) waitIdle(ctx context.Context, op string, vm *msvm.VM) error {
-	deadline := time.Now().Add(h.cfg.MergeWait)
-	pause := h.cfg.Poll
-	for {
-		err := busy(op, vm.System)
-		if err == nil || !time.Now().Before(deadline) || dr.CodeOf(err) == dr.CodeVMMigrating {
-			return err
-		}
-		if serr := sleep(ctx, min(pause, time.Until(deadline)+time.Millisecond)); serr != nil {
-			return msvm.Wrap(op, err.Error(), "", serr)
-		}
-		pause = min(2*pause, 2*time.Second)
-		now, _, err := h.load(ctx, op, dr.VMID(vm.ID), msvm.Systems)
-		if err != nil {
-			return err
-		}
-		vm.System = now.System
-	}
-}
-
 // freeze makes the checkpoint: application-consistent if that was asked for and can be, else crash-consistent.
-func (h *Host) freeze(ctx context.Context, p *plan) error {
+func (h *Cutter) freeze(ctx context.Context, p *plan) error {
 	p.time = time.Now()
 	p.rec.Made = p.time
 	if err := h.putRecord(p.op, p.rec); err != nil {
@@ -276,8 +243,8 @@ func (h *Host) freeze(ctx context.Context, p *plan) error {
 
 // freezeQuiesced tries an application-consistent checkpoint. done is false where
 // a crash-consistent one is due; p.note says why.
-func (h *Host) freezeQuiesced(ctx context.Context, p *plan) (done bool, err error) {
-	vss, err := h.ms.Component(ctx, p.vm.ID, "Msvm_VssComponent")
+func (h *Cutter) freezeQuiesced(ctx context.Context, p *plan) (done bool, err error) {
+	vss, err := h.MS.Component(ctx, p.vm.ID, "Msvm_VssComponent")
 	if err != nil {
 		return false, msvm.Wrap(p.op, "ask for the backup service in VM "+p.vm.Name, "", err)
 	}
@@ -306,42 +273,42 @@ func (h *Host) freezeQuiesced(ctx context.Context, p *plan) (done bool, err erro
 	if err := h.destroyNamed(ctx, p.rec); err != nil { // it may be there although its call failed
 		return false, msvm.Wrap(p.op, "remove a failed checkpoint of VM "+p.vm.Name, dr.CodeCheckpointFailed, err)
 	}
-	if vm, _, err := h.load(ctx, p.op, dr.VMID(p.vm.ID), msvm.Systems); err != nil {
+	if vm, _, err := h.Load(ctx, p.op, dr.VMID(p.vm.ID), msvm.Systems); err != nil {
 		return false, err
 	} else {
 		p.vm.System = vm.System
 	}
-	return false, h.waitIdle(ctx, p.op, p.vm)
+	return false, h.WaitIdle(ctx, p.op, p.vm)
 }
 
 // quiesced is what a production checkpoint means for the guest: VSS in Windows, file-system freeze in Linux.
-func (h *Host) quiesced(ctx context.Context, vm *msvm.VM) dr.Consistency {
-	w, err := h.ms.Load(ctx, vm.ID, msvm.All)
-	if err == nil && w.VMs[vm.ID] != nil && osType(w.VMs[vm.ID].KVP) == "Windows" {
+func (h *Cutter) quiesced(ctx context.Context, vm *msvm.VM) dr.Consistency {
+	w, err := h.MS.Load(ctx, vm.ID, msvm.All)
+	if err == nil && w.VMs[vm.ID] != nil && vms.OSType(w.VMs[vm.ID].KVP) == "Windows" {
 		return dr.AppConsistent
 	}
 	return dr.FileSystemConsistent
 }
 
 // checkpoint makes a recovery checkpoint and writes down which one it is.
-func (h *Host) checkpoint(ctx context.Context, p *plan, level uint8) (warned bool, err error) {
+func (h *Cutter) checkpoint(ctx context.Context, p *plan, level uint8) (warned bool, err error) {
 	var id string
-	if err := h.patiently(ctx, p.op, p.vm.ID, func() (err error) { // a merge may have begun since the gate
-		id, warned, err = h.ms.CreateRecoveryCheckpoint(ctx, p.vm.ID, p.rec.Token, level)
+	if err := h.Patiently(ctx, p.op, p.vm.ID, func() (err error) { // a merge may have begun since the gate
+		id, warned, err = h.MS.CreateRecoveryCheckpoint(ctx, p.vm.ID, h.stamp.Name(p.rec.Token), level)
 		return err
 	}); err != nil {
 		return warned, err
 	}
-	list, err := h.ms.Checkpoints(ctx, p.vm.ID)
+	list, err := h.MS.Checkpoints(ctx, p.vm.ID)
 	if err != nil {
 		return warned, err
 	}
 	for _, s := range list {
 		switch {
-		case id == "" && s.Recovery() && s.Name == p.rec.Token:
+		case id == "" && s.Recovery() && h.stamp.Is(s.Name, p.rec.Token):
 			id = s.ID
-		case id != "" && strings.EqualFold(s.ID, id) && s.Name != p.rec.Token:
-			if err := h.ms.RenameCheckpoint(ctx, id, p.rec.Token); err != nil {
+		case id != "" && strings.EqualFold(s.ID, id) && !h.stamp.Is(s.Name, p.rec.Token):
+			if err := h.MS.RenameCheckpoint(ctx, id, h.stamp.Name(p.rec.Token)); err != nil {
 				h.log.Warn("a recovery checkpoint could not be given its name", "vm", p.vm.Name, "checkpoint", id, "err", err)
 			}
 		}
@@ -353,7 +320,7 @@ func (h *Host) checkpoint(ctx context.Context, p *plan, level uint8) (warned boo
 	return warned, h.putRecord(p.op, p.rec)
 }
 
-func (h *Host) putRecord(op string, r *tokenRecord) error {
+func (h *Cutter) putRecord(op string, r *tokenRecord) error {
 	if err := h.store.put(r); err != nil {
 		return dr.Errorf(dr.KindUnavailable, "hyperv."+op, "write the record of token %s: %w", r.Token, err)
 	}
@@ -362,7 +329,7 @@ func (h *Host) putRecord(op string, r *tokenRecord) error {
 
 // takeBack undoes a cut that could not be begun, within Config.UndoTimeout; the
 // next operation on the VM does what is left.
-func (h *Host) takeBack(ctx context.Context, p *plan, cause error) error {
+func (h *Cutter) takeBack(ctx context.Context, p *plan, cause error) error {
 	ctx, cancel := h.undo(ctx)
 	defer cancel()
 	err := h.destroyNamed(ctx, p.rec)
@@ -376,7 +343,7 @@ func (h *Host) takeBack(ctx context.Context, p *plan, cause error) error {
 }
 
 // openCut opens the frozen disks, learns what has changed in them and registers the cut.
-func (h *Host) openCut(ctx context.Context, p *plan) (_ *cut, err error) {
+func (h *Cutter) openCut(ctx context.Context, p *plan) (_ *cut, err error) {
 	c := &cut{host: h, vm: p.vm.ID, name: p.vm.Name, rec: p.rec, disks: map[string]*cutDisk{}, verified: time.Now()}
 	defer func() {
 		if err != nil {
@@ -420,19 +387,19 @@ func (h *Host) openCut(ctx context.Context, p *plan) (_ *cut, err error) {
 }
 
 // openFrozen opens the requested disks of the checkpoint, found by their virtual disk ids.
-func (h *Host) openFrozen(ctx context.Context, p *plan, c *cut) error {
+func (h *Cutter) openFrozen(ctx context.Context, p *plan, c *cut) error {
 	paths := []string{}
 	if p.rec.Direct {
 		for _, d := range p.disks {
 			paths = append(paths, d.Path)
 		}
 	} else {
-		drives, err := h.ms.CheckpointDrives(ctx, p.rec.Checkpoint)
+		drives, err := h.MS.CheckpointDrives(ctx, p.rec.Checkpoint)
 		if err != nil {
 			return msvm.Wrap(p.op, "list the disks of the checkpoint of VM "+p.vm.Name, dr.CodeCheckpointFailed, err)
 		}
 		for _, d := range drives {
-			if !d.Physical && !d.Shared && isVHDX(d.Path) {
+			if !d.Physical && !d.Shared && vms.IsVHDX(d.Path) {
 				paths = append(paths, d.Path)
 			}
 		}
@@ -440,7 +407,7 @@ func (h *Host) openFrozen(ctx context.Context, p *plan, c *cut) error {
 	for _, path := range paths {
 		d, err := h.cfg.Disks.Open(ctx, path, false)
 		if err != nil {
-			return diskError(p.op, "open the frozen disk "+path, err)
+			return port.Error(p.op, "open the frozen disk "+path, err)
 		}
 		info := d.Info()
 		if _, wanted := p.disks[info.ID]; !wanted {
@@ -463,7 +430,7 @@ func (h *Host) openFrozen(ctx context.Context, p *plan, c *cut) error {
 }
 
 // changes learns what has changed in a frozen disk since the base, or why that is not known.
-func (h *Host) changes(ctx context.Context, op, vmName string, base *baseToken, vd vmDisk, d *cutDisk) error {
+func (h *Cutter) changes(ctx context.Context, op, vmName string, base *baseToken, vd vms.Disk, d *cutDisk) error {
 	if base == nil {
 		d.whole = true
 		return nil
@@ -478,7 +445,7 @@ func (h *Host) changes(ctx context.Context, op, vmName string, base *baseToken, 
 
 // changedSince returns the changed ranges of a disk, or why they are not known.
 // disk may be nil: then only the host's management service is asked.
-func (h *Host) changedSince(ctx context.Context, op, vmName string, base *baseToken, vd vmDisk, path string, disk Disk, info DiskInfo) (set extent.Set, why string, err error) {
+func (h *Cutter) changedSince(ctx context.Context, op, vmName string, base *baseToken, vd vms.Disk, path string, disk port.Disk, info port.DiskInfo) (set extent.Set, why string, err error) {
 	old, ok := base.rec.disk(vd.ID)
 	if !ok {
 		return nil, "the base has no such disk: it was added or replaced", nil
@@ -500,21 +467,21 @@ func (h *Host) changedSince(ctx context.Context, op, vmName string, base *baseTo
 		list = append(list, extent.Extent{Off: off, Len: n})
 		return nil
 	}
-	if r, ok := disk.(ChangeReader); ok {
+	if r, ok := disk.(port.ChangeReader); ok {
 		err = r.Changes(ctx, rct, 0, info.Size, add)
 	} else {
-		err = h.ms.VirtualDiskChanges(ctx, path, rct, info.Size, add)
+		err = h.MS.VirtualDiskChanges(ctx, path, rct, info.Size, add)
 	}
 	what := fmt.Sprintf("ask for the changes of disk %s of VM %s", vd.ID, vmName)
 	switch {
-	case errors.Is(err, ErrTrackingLost), err != nil && disk == nil && msvm.Lost(err), err != nil && !isReader(disk) && msvm.Lost(err):
+	case errors.Is(err, port.ErrTrackingLost), err != nil && disk == nil && msvm.Lost(err), err != nil && !isReader(disk) && msvm.Lost(err):
 		return nil, "the host does not know the changes since the base: " + err.Error(), nil
 	case err != nil && isReader(disk):
-		return nil, "", diskError(op, what, err)
+		return nil, "", port.Error(op, what, err)
 	case err != nil:
 		return nil, "", msvm.Wrap(op, what, "", err)
 	}
 	return extent.Normalize(list).AlignOut(granularity, info.Size), "", nil
 }
 
-func isReader(d Disk) bool { _, ok := d.(ChangeReader); return ok }
+func isReader(d port.Disk) bool { _, ok := d.(port.ChangeReader); return ok }

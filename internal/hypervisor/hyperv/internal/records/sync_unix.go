@@ -1,6 +1,6 @@
 //go:build unix
 
-package hyperv
+package records
 
 import (
 	"errors"

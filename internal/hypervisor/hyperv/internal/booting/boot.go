@@ -1,4 +1,4 @@
-package hyperv
+package booting
 
 import (
 	"context"
@@ -14,14 +14,12 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/hyperv/internal/msvm"
+	"holdfast/internal/hypervisor/hyperv/internal/port"
+	"holdfast/internal/hypervisor/hyperv/internal/records"
 )
 
 // Hyper-V can't start a VM from an NBD server: Boot copies the whole recovery
 // point into VHDX files first, and MakeLocal has nothing to do after it.
-
-// isolatedSwitch is the private switch behind hypervisor.IsolatedNetwork. The
-// adapter makes no switches: where an administrator has not made it, adapters stay unconnected.
-const isolatedSwitch = "holdfast-isolated"
 
 // bootRecord remembers what Boot makes, before it makes it. Stored as
 // boot/<digest of the name>.json.
@@ -38,12 +36,12 @@ type bootRecord struct {
 // notes stamps a recovery VM: demolish finds one whose id was not written down yet.
 func (r bootRecord) notes() string { return "Holdfast recovery VM of " + r.Owner }
 
-func (h *Host) bootPath(name string) string {
+func (h *Booter) bootPath(name string) string {
 	sum := sha256.Sum256([]byte(name))
 	return filepath.Join(h.cfg.Dir, bootDir, hex.EncodeToString(sum[:12])+".json")
 }
 
-func (h *Host) bootRecords() ([]bootRecord, error) {
+func (h *Booter) bootRecords() ([]bootRecord, error) {
 	list, err := filepath.Glob(filepath.Join(h.cfg.Dir, bootDir, "*.json"))
 	if err != nil {
 		return nil, err
@@ -51,7 +49,7 @@ func (h *Host) bootRecords() ([]bootRecord, error) {
 	var out []bootRecord
 	for _, p := range list {
 		var r bootRecord
-		if err := readJSON(p, &r); errors.Is(err, fs.ErrNotExist) {
+		if err := records.Read(p, &r); errors.Is(err, fs.ErrNotExist) {
 			continue
 		} else if err != nil {
 			return nil, err
@@ -64,12 +62,12 @@ func (h *Host) bootRecords() ([]bootRecord, error) {
 // Boot defines and starts a recovery VM on disks that it fills first, which takes
 // its time: give it a context accordingly. The image of a disk is BootDisk.Path
 // with the extension .vhdx.
-func (h *Host) Boot(ctx context.Context, spec hypervisor.BootSpec) (dr.VMID, error) {
+func (h *Booter) Boot(ctx context.Context, spec hypervisor.BootSpec) (dr.VMID, error) {
 	const op = "Boot"
 	if err := spec.Validate(); err != nil {
 		return "", err
 	}
-	unlock, err := h.locks.lock(ctx, op, "name:"+spec.Name)
+	unlock, err := h.Lock(ctx, op, "name:"+spec.Name)
 	if err != nil {
 		return "", err
 	}
@@ -100,10 +98,10 @@ func (h *Host) Boot(ctx context.Context, spec hypervisor.BootSpec) (dr.VMID, err
 }
 
 // bootedBefore finds the VM of an earlier call. What a call that died has left is deleted.
-func (h *Host) bootedBefore(ctx context.Context, spec hypervisor.BootSpec) (dr.VMID, bool, error) {
+func (h *Booter) bootedBefore(ctx context.Context, spec hypervisor.BootSpec) (dr.VMID, bool, error) {
 	const op = "Boot"
 	var rec bootRecord
-	err := readJSON(h.bootPath(spec.Name), &rec)
+	err := records.Read(h.bootPath(spec.Name), &rec)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -111,9 +109,9 @@ func (h *Host) bootedBefore(ctx context.Context, spec hypervisor.BootSpec) (dr.V
 	case rec.Owner != spec.Owner:
 		return "", false, dr.New(dr.KindConflict, dr.CodeAlreadyExists, "hyperv."+op, "recovery VM %s is %s's, not %s's", spec.Name, rec.Owner, spec.Owner)
 	case rec.Done:
-		vm, _, err := h.load(ctx, op, dr.VMID(rec.VM), msvm.Systems)
+		vm, _, err := h.Load(ctx, op, dr.VMID(rec.VM), msvm.Systems)
 		if err == nil {
-			return dr.VMID(rec.VM), true, h.start(ctx, op, vm)
+			return dr.VMID(rec.VM), true, h.Host.Start(ctx, op, vm)
 		}
 		if dr.CodeOf(err) != dr.CodeVMNotFound {
 			return "", false, err
@@ -124,7 +122,7 @@ func (h *Host) bootedBefore(ctx context.Context, spec hypervisor.BootSpec) (dr.V
 			return "", false, err
 		}
 	}
-	all, err := h.ms.Summaries(ctx)
+	all, err := h.MS.Summaries(ctx)
 	if err != nil {
 		return "", false, msvm.Wrap(op, "list the VMs", "", err)
 	}
@@ -142,26 +140,21 @@ func (h *Host) bootedBefore(ctx context.Context, spec hypervisor.BootSpec) (dr.V
 // machine is a recovery VM that is to be made.
 type machine struct {
 	msvm.Machine
-	disks   []bootDisk
-	ports   []bootPort
-	network cim.Path // zero: unconnected
+	disks []bootDisk
+	ports []msvm.NewPort
 }
 
 type bootDisk struct {
 	hypervisor.BootDisk
 	host   string // path as the host knows it
-	spec   CreateDisk
+	spec   port.CreateDisk
 	onIDE  bool // the captured VM had it there
 	slot   int
 	number int
 }
 
-type bootPort struct {
-	name, mac string // mac "" = a new one
-}
-
 // machine plans a recovery VM and checks what can be checked.
-func (h *Host) machine(ctx context.Context, spec hypervisor.BootSpec) (*machine, error) {
+func (h *Booter) machine(ctx context.Context, spec hypervisor.BootSpec) (*machine, error) {
 	const op = "hyperv.Boot"
 	v := spec.Config.VM
 	m := &machine{Machine: msvm.Machine{Name: spec.Name, Generation: v.Generation, CPUs: v.CPUs, MemoryMB: v.MemoryMB}}
@@ -177,7 +170,7 @@ func (h *Host) machine(ctx context.Context, spec hypervisor.BootSpec) (*machine,
 	m.MemoryMB = (m.MemoryMB + 1) &^ 1 // the host takes whole 2 MB
 	off := false
 	m.SecureBoot = &off // a guest of another platform has no keys of this one
-	if text := spec.Config.Native[nativeSettings]; len(text) > 0 {
+	if text := spec.Config.Native[NativeSettings]; len(text) > 0 {
 		in, err := cim.DecodeEmbedded(string(text))
 		if err != nil {
 			return nil, dr.Errorf(dr.KindInvalid, op, "captured settings of VM %s: %w", v.Name, err)
@@ -202,43 +195,7 @@ func (h *Host) machine(ctx context.Context, spec hypervisor.BootSpec) (*machine,
 	return m, h.planDisks(m, spec)
 }
 
-func (h *Host) planPorts(ctx context.Context, m *machine, spec hypervisor.BootSpec) error {
-	const op = "Boot"
-	for _, n := range spec.Config.VM.NICs {
-		p := bootPort{name: "Network Adapter"}
-		if spec.KeepUUID || spec.Network == hypervisor.IsolatedNetwork || spec.Network == "" { // it can't meet the original's
-			p.mac = strings.ToUpper(strings.ReplaceAll(strings.ReplaceAll(n.MAC, ":", ""), "-", ""))
-			if len(p.mac) != 12 {
-				p.mac = ""
-			}
-		}
-		m.ports = append(m.ports, p)
-	}
-	if spec.Network == "" {
-		return nil
-	}
-	want := spec.Network
-	if want == hypervisor.IsolatedNetwork {
-		want = isolatedSwitch
-	}
-	list, err := h.ms.Switches(ctx)
-	if err != nil {
-		return msvm.Wrap(op, "list the virtual switches", "", err)
-	}
-	for _, s := range list {
-		if s.Name == want {
-			m.network = s.Path
-			return nil
-		}
-	}
-	if spec.Network == hypervisor.IsolatedNetwork {
-		h.log.Info("the host has no private switch for isolated recovery VMs; adapters stay unconnected", "vm", spec.Name, "switch", isolatedSwitch)
-		return nil
-	}
-	return dr.New(dr.KindNotFound, dr.CodeSwitchMissing, "hyperv."+op, "the host has no virtual switch %q for recovery VM %s", spec.Network, spec.Name)
-}
-
-func (h *Host) planDisks(m *machine, spec hypervisor.BootSpec) error {
+func (h *Booter) planDisks(m *machine, spec hypervisor.BootSpec) error {
 	const op = "hyperv.Boot"
 	captured := map[string]dr.Disk{}
 	for _, d := range spec.Config.VM.Disks {
@@ -259,7 +216,7 @@ func (h *Host) planDisks(m *machine, spec hypervisor.BootSpec) error {
 		}
 		c := captured[d.ID]
 		b := bootDisk{BootDisk: d, host: host, onIDE: c.Controller == "ide", slot: c.Slot}
-		b.spec = CreateDisk{Size: d.Size, LogicalSector: 512, PhysicalSector: 4096, Fixed: c.Layout == "fixed"}
+		b.spec = port.CreateDisk{Size: d.Size, LogicalSector: 512, PhysicalSector: 4096, Fixed: c.Layout == "fixed"}
 		if c.Sector == 4096 {
 			b.spec.LogicalSector = 4096
 		}
@@ -272,10 +229,10 @@ func (h *Host) planDisks(m *machine, spec hypervisor.BootSpec) error {
 }
 
 // bring makes the recovery VM; rec says at any time what there may be.
-func (h *Host) bring(ctx context.Context, m *machine, rec *bootRecord) error {
+func (h *Booter) bring(ctx context.Context, m *machine, rec *bootRecord) error {
 	const op = "Boot"
 	put := func() error {
-		if err := writeJSON(h.bootPath(rec.Name), rec); err != nil {
+		if err := records.Write(h.bootPath(rec.Name), rec); err != nil {
 			return dr.Errorf(dr.KindUnavailable, "hyperv."+op, "write the record of recovery VM %s: %w", rec.Name, err)
 		}
 		return nil
@@ -295,7 +252,7 @@ func (h *Host) bring(ctx context.Context, m *machine, rec *bootRecord) error {
 		}
 		done += d.Size
 	}
-	id, err := h.ms.DefineSystem(ctx, m.Machine)
+	id, err := h.MS.DefineSystem(ctx, m.Machine)
 	if err != nil {
 		return msvm.Wrap(op, "define recovery VM "+rec.Name, "", err)
 	}
@@ -307,14 +264,14 @@ func (h *Host) bring(ctx context.Context, m *machine, rec *bootRecord) error {
 	if err := put(); err != nil {
 		return err
 	}
-	vm, _, err := h.load(ctx, op, dr.VMID(rec.VM), msvm.All)
+	vm, _, err := h.Load(ctx, op, dr.VMID(rec.VM), msvm.All)
 	if err != nil {
 		return err
 	}
 	if err := h.equip(ctx, m, vm); err != nil {
 		return err
 	}
-	if err := h.start(ctx, op, vm); err != nil {
+	if err := h.Host.Start(ctx, op, vm); err != nil {
 		return err
 	}
 	rec.Done = true
@@ -322,9 +279,9 @@ func (h *Host) bring(ctx context.Context, m *machine, rec *bootRecord) error {
 }
 
 // equip adds processors, memory, disks and adapters.
-func (h *Host) equip(ctx context.Context, m *machine, vm *msvm.VM) error {
+func (h *Booter) equip(ctx context.Context, m *machine, vm *msvm.VM) error {
 	const op = "Boot"
-	if err := h.ms.SetSize(ctx, vm, m.CPUs, m.MemoryMB); err != nil {
+	if err := h.MS.SetSize(ctx, vm, m.CPUs, m.MemoryMB); err != nil {
 		return msvm.Wrap(op, "set processors and memory of recovery VM "+m.Name, "", err)
 	}
 	settings := vm.Settings.ID
@@ -335,7 +292,7 @@ func (h *Host) equip(ctx context.Context, m *machine, vm *msvm.VM) error {
 		controller := ide[p.controller%2]
 		if !p.ide {
 			for len(scsi) <= p.controller {
-				c, err := h.ms.AddSCSI(ctx, settings)
+				c, err := h.MS.AddSCSI(ctx, settings)
 				if err != nil {
 					return msvm.Wrap(op, "add a SCSI controller to recovery VM "+m.Name, "", err)
 				}
@@ -343,12 +300,12 @@ func (h *Host) equip(ctx context.Context, m *machine, vm *msvm.VM) error {
 			}
 			controller = scsi[p.controller]
 		}
-		if err := h.ms.AddDisk(ctx, settings, controller, p.slot, d.host); err != nil {
+		if err := h.MS.AddDisk(ctx, settings, controller, p.slot, d.host); err != nil {
 			return msvm.Wrap(op, "attach disk "+d.host+" to recovery VM "+m.Name, "", err)
 		}
 	}
 	for _, p := range m.ports {
-		if err := h.ms.AddPort(ctx, settings, p.name, p.mac, m.network); err != nil {
+		if err := h.MS.AddPort(ctx, settings, p); err != nil {
 			return msvm.Wrap(op, "add an adapter to recovery VM "+m.Name, "", err)
 		}
 	}
@@ -384,9 +341,9 @@ func placesOf(m *machine) []place {
 }
 
 // defined finds a recovery VM by its stamp; "" if there is none.
-func (h *Host) defined(ctx context.Context, rec bootRecord) (string, error) {
+func (h *Booter) defined(ctx context.Context, rec bootRecord) (string, error) {
 	const op = "Boot"
-	w, err := h.ms.Load(ctx, "", msvm.Systems)
+	w, err := h.MS.Load(ctx, "", msvm.Systems)
 	if err != nil {
 		return "", msvm.Wrap(op, "look for recovery VM "+rec.Name, "", err)
 	}
@@ -394,7 +351,7 @@ func (h *Host) defined(ctx context.Context, rec bootRecord) (string, error) {
 		if s.Name != rec.Name {
 			continue
 		}
-		vm, err := h.ms.Load(ctx, id, msvm.Storage)
+		vm, err := h.MS.Load(ctx, id, msvm.Storage)
 		if err != nil {
 			return "", msvm.Wrap(op, "look for recovery VM "+rec.Name, "", err)
 		}
@@ -406,7 +363,7 @@ func (h *Host) defined(ctx context.Context, rec bootRecord) (string, error) {
 }
 
 // demolish deletes whatever Boot made, the record last. Idempotent.
-func (h *Host) demolish(ctx context.Context, rec bootRecord) error {
+func (h *Booter) demolish(ctx context.Context, rec bootRecord) error {
 	const op = "Remove"
 	id := rec.VM
 	if id == "" {
@@ -416,40 +373,40 @@ func (h *Host) demolish(ctx context.Context, rec bootRecord) error {
 		}
 	}
 	if id != "" {
-		unlock, err := h.locks.lock(ctx, op, id)
+		unlock, err := h.Lock(ctx, op, id)
 		if err != nil {
 			return err
 		}
 		defer unlock()
-		vm, _, err := h.load(ctx, op, dr.VMID(id), msvm.Systems)
+		vm, _, err := h.Load(ctx, op, dr.VMID(id), msvm.Systems)
 		switch {
 		case dr.CodeOf(err) == dr.CodeVMNotFound:
 		case err != nil:
 			return err
 		default:
-			if err := h.turnOff(ctx, op, vm); err != nil {
+			if err := h.TurnOff(ctx, op, vm); err != nil {
 				return err
 			}
-			if err := h.ms.DestroySystem(ctx, id); err != nil && !msvm.Missing(err) {
+			if err := h.MS.DestroySystem(ctx, id); err != nil && !msvm.Missing(err) {
 				return msvm.Wrap(op, "delete recovery VM "+rec.Name, "", err)
 			}
 		}
 	}
 	for _, f := range rec.Files {
 		if err := h.cfg.Disks.Remove(ctx, f); err != nil {
-			return diskError(op, "delete disk "+f+" of recovery VM "+rec.Name, err)
+			return port.Error(op, "delete disk "+f+" of recovery VM "+rec.Name, err)
 		}
 	}
-	if err := removeFile(h.bootPath(rec.Name)); err != nil {
+	if err := records.Remove(h.bootPath(rec.Name)); err != nil {
 		return dr.Errorf(dr.KindUnavailable, "hyperv."+op, "delete the record of recovery VM %s: %w", rec.Name, err)
 	}
 	return nil
 }
 
 // MakeLocal reports that everything is local: Boot has copied it.
-func (h *Host) MakeLocal(ctx context.Context, id dr.VMID, progress func(done, total int64)) error {
+func (h *Booter) MakeLocal(ctx context.Context, id dr.VMID, progress func(done, total int64)) error {
 	const op = "MakeLocal"
-	vm, _, err := h.load(ctx, op, id, msvm.Systems)
+	vm, _, err := h.Load(ctx, op, id, msvm.Systems)
 	if err != nil {
 		return err
 	}
@@ -466,7 +423,7 @@ func (h *Host) MakeLocal(ctx context.Context, id dr.VMID, progress func(done, to
 }
 
 // Remove deletes a recovery VM with its disks.
-func (h *Host) Remove(ctx context.Context, id dr.VMID, owner string) error {
+func (h *Booter) Remove(ctx context.Context, id dr.VMID, owner string) error {
 	const op = "Remove"
 	list, err := h.bootRecords()
 	if err != nil {
@@ -489,7 +446,7 @@ func (h *Host) Remove(ctx context.Context, id dr.VMID, owner string) error {
 	if found || id == "" {
 		return nil
 	}
-	vm, _, err := h.load(ctx, op, id, msvm.Systems)
+	vm, _, err := h.Load(ctx, op, id, msvm.Systems)
 	if dr.CodeOf(err) == dr.CodeVMNotFound {
 		return nil
 	}
@@ -499,31 +456,11 @@ func (h *Host) Remove(ctx context.Context, id dr.VMID, owner string) error {
 	return dr.New(dr.KindPrecondition, dr.CodeOperationNotAllowed, "hyperv."+op, "VM %s was not made by Holdfast and is left alone", vm.Name)
 }
 
-func (h *Host) removeOne(ctx context.Context, op string, r bootRecord) error {
-	unlock, err := h.locks.lock(ctx, op, "name:"+r.Name)
+func (h *Booter) removeOne(ctx context.Context, op string, r bootRecord) error {
+	unlock, err := h.Lock(ctx, op, "name:"+r.Name)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	return h.demolish(ctx, r)
-}
-
-// GuestAddress is a static configuration of a network adapter in the guest.
-type GuestAddress struct {
-	IPs, Masks, Gateways, DNS []string // IPv4; all empty = DHCP
-}
-
-// InjectIP sets the guest's configuration of the adapter with the index nic, in the
-// order of the VM's inventory. The guest needs running integration services.
-func (h *Host) InjectIP(ctx context.Context, id dr.VMID, nic int, a GuestAddress) error {
-	const op = "InjectIP"
-	vm, _, err := h.load(ctx, op, id, msvm.All)
-	if err != nil {
-		return err
-	}
-	if nic < 0 || nic >= len(vm.Ports) {
-		return dr.New(dr.KindNotFound, dr.CodeNotFound, "hyperv."+op, "VM %s has no network adapter %d", vm.Name, nic)
-	}
-	err = h.ms.SetGuestAddress(ctx, vm.ID, vm.Ports[nic], msvm.GuestAddress{DHCP: len(a.IPs) == 0, IPs: a.IPs, Masks: a.Masks, Gateways: a.Gateways, Names: a.DNS})
-	return msvm.Wrap(op, "set the addresses of VM "+vm.Name, "", err)
 }

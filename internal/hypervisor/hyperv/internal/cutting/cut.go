@@ -1,4 +1,4 @@
-package hyperv
+package cutting
 
 import (
 	"context"
@@ -12,11 +12,12 @@ import (
 	"holdfast/internal/extent"
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/hyperv/internal/msvm"
+	"holdfast/internal/hypervisor/hyperv/internal/port"
 )
 
 // cut is an open recovery checkpoint with its disks.
 type cut struct {
-	host *Host
+	host *Cutter
 	vm   string
 	name string
 	info hypervisor.CutInfo
@@ -31,8 +32,8 @@ type cut struct {
 
 type cutDisk struct {
 	path    string // of the frozen file
-	disk    Disk
-	info    DiskInfo
+	disk    port.Disk
+	info    port.DiskInfo
 	changed extent.Set
 	whole   bool
 	why     string
@@ -72,7 +73,7 @@ func (c *cut) verify(ctx context.Context, op string) error {
 	if time.Since(c.verified) < c.host.cfg.VerifyEvery {
 		return nil
 	}
-	ok, err := c.host.ms.CheckpointExists(ctx, c.rec.Checkpoint)
+	ok, err := c.host.MS.CheckpointExists(ctx, c.rec.Checkpoint)
 	if err != nil {
 		return msvm.Wrap(op, "look up the checkpoint of VM "+c.name, dr.CodeCheckpointFailed, err)
 	}
@@ -99,7 +100,7 @@ func (c *cut) Extents(ctx context.Context, disk string, off, length int64, fn fu
 		return nil
 	})
 	if err != nil {
-		return diskError(op, "list the extents of disk "+disk+" of VM "+c.name, err)
+		return port.Error(op, "list the extents of disk "+disk+" of VM "+c.name, err)
 	}
 	window := extent.Extent{Off: off, Len: length}
 	changed := d.changed.Clip(window)
@@ -117,7 +118,7 @@ func (c *cut) ReadAt(ctx context.Context, disk string, p []byte, off int64) erro
 	}
 	defer done()
 	if err := d.disk.ReadAt(ctx, p, off); err != nil {
-		return diskError(op, "read disk "+disk+" of VM "+c.name, err)
+		return port.Error(op, "read disk "+disk+" of VM "+c.name, err)
 	}
 	return nil
 }
@@ -151,7 +152,7 @@ func (c *cut) release() {
 // End converts the checkpoint to a reference point. After an error it can be called again.
 func (c *cut) End(ctx context.Context) error {
 	const op = "End"
-	unlock, err := c.host.locks.lock(ctx, op, c.vm)
+	unlock, err := c.host.Lock(ctx, op, c.vm)
 	if err != nil {
 		return err
 	}
@@ -186,7 +187,7 @@ func (c *cut) current(op string) (*tokenRecord, error) {
 // Abort destroys the checkpoint, or the reference point if the cut has ended.
 func (c *cut) Abort(ctx context.Context) error {
 	const op = "Abort"
-	unlock, err := c.host.locks.lock(ctx, op, c.vm)
+	unlock, err := c.host.Lock(ctx, op, c.vm)
 	if err != nil {
 		return err
 	}
@@ -209,18 +210,18 @@ func (c *cut) Abort(ctx context.Context) error {
 
 // convert turns a cut's checkpoint into a reference point and writes down which
 // one. It may be called again after a crash or an error in any place.
-func (h *Host) convert(ctx context.Context, op string, rec *tokenRecord) error {
+func (h *Cutter) convert(ctx context.Context, op string, rec *tokenRecord) error {
 	what := "convert the checkpoint of VM " + rec.VM
 	if rec.Direct {
 		rec.Phase = phaseEnded
 		return h.putRecord(op, rec)
 	}
-	points, err := h.ms.ReferencePoints(ctx, rec.VM)
+	points, err := h.MS.ReferencePoints(ctx, rec.VM)
 	if err != nil {
 		return msvm.Wrap(op, what, "", err)
 	}
 	if rec.Phase == phaseConverting { // an earlier call may have had effect
-		if p, ok := ownPoint(rec, points); ok {
+		if p, ok := h.ownPoint(rec, points); ok {
 			return h.converted(op, rec, p)
 		}
 	}
@@ -234,13 +235,13 @@ func (h *Host) convert(ctx context.Context, op string, rec *tokenRecord) error {
 		}
 	}
 	var id string
-	if err := h.patiently(ctx, op, rec.VM, func() (err error) {
-		id, err = h.ms.ConvertToReferencePoint(ctx, rec.Checkpoint, rec.Token)
+	if err := h.Patiently(ctx, op, rec.VM, func() (err error) {
+		id, err = h.MS.ConvertToReferencePoint(ctx, rec.Checkpoint, h.stamp.Name(rec.Token))
 		return err
 	}); err != nil {
 		return msvm.Wrap(op, what, dr.CodeCheckpointFailed, err)
 	}
-	if points, err = h.ms.ReferencePoints(ctx, rec.VM); err != nil {
+	if points, err = h.MS.ReferencePoints(ctx, rec.VM); err != nil {
 		return msvm.Wrap(op, what, "", err)
 	}
 	for _, p := range points {
@@ -248,13 +249,13 @@ func (h *Host) convert(ctx context.Context, op string, rec *tokenRecord) error {
 			return h.converted(op, rec, p)
 		}
 	}
-	if p, ok := ownPoint(rec, points); ok {
+	if p, ok := h.ownPoint(rec, points); ok {
 		return h.converted(op, rec, p)
 	}
 	return dr.New(dr.KindUnavailable, dr.CodeCheckpointFailed, "hyperv."+op, "%s: the host made a reference point but does not say which one", what)
 }
 
-func (h *Host) converted(op string, rec *tokenRecord, p msvm.ReferencePoint) error {
+func (h *Cutter) converted(op string, rec *tokenRecord, p msvm.ReferencePoint) error {
 	rec.Phase, rec.Point, rec.Checkpoint, rec.Known = phaseEnded, p.ID, "", nil
 	return h.putRecord(op, rec)
 }
@@ -262,7 +263,7 @@ func (h *Host) converted(op string, rec *tokenRecord, p msvm.ReferencePoint) err
 // ownPoint finds the reference point that a conversion made whose answer was
 // lost. Its name tells, or that it has exactly the tracking ids that the frozen
 // disks had. Being the only new one proves nothing: it may be another product's.
-func ownPoint(rec *tokenRecord, points []msvm.ReferencePoint) (msvm.ReferencePoint, bool) {
+func (h *Cutter) ownPoint(rec *tokenRecord, points []msvm.ReferencePoint) (msvm.ReferencePoint, bool) {
 	known := func(id string) bool {
 		for _, k := range rec.Known {
 			if strings.EqualFold(k, id) {
@@ -275,7 +276,7 @@ func ownPoint(rec *tokenRecord, points []msvm.ReferencePoint) (msvm.ReferencePoi
 		if known(p.ID) {
 			continue
 		}
-		if p.Name == rec.Token {
+		if h.stamp.Is(p.Name, rec.Token) {
 			return p, true
 		}
 		same := len(rec.Disks) > 0
@@ -291,13 +292,13 @@ func ownPoint(rec *tokenRecord, points []msvm.ReferencePoint) (msvm.ReferencePoi
 }
 
 // discard deletes whatever a token consists of, its record last.
-func (h *Host) discard(ctx context.Context, op string, rec *tokenRecord) error {
+func (h *Cutter) discard(ctx context.Context, op string, rec *tokenRecord) error {
 	if rec.Phase == phaseConverting {
-		points, err := h.ms.ReferencePoints(ctx, rec.VM)
+		points, err := h.MS.ReferencePoints(ctx, rec.VM)
 		if err != nil {
 			return msvm.Wrap(op, "list the reference points of VM "+rec.VM, "", err)
 		}
-		if p, ok := ownPoint(rec, points); ok {
+		if p, ok := h.ownPoint(rec, points); ok {
 			rec.Point = p.ID
 		}
 	}
@@ -315,12 +316,12 @@ func (h *Host) discard(ctx context.Context, op string, rec *tokenRecord) error {
 	return nil
 }
 
-func (h *Host) destroyPoint(ctx context.Context, op, vm, id string) error {
-	err := h.patiently(ctx, op, vm, func() error { return h.ms.DestroyReferencePoint(ctx, id) })
+func (h *Cutter) destroyPoint(ctx context.Context, op, vm, id string) error {
+	err := h.Patiently(ctx, op, vm, func() error { return h.MS.DestroyReferencePoint(ctx, id) })
 	if err == nil || msvm.Missing(err) {
 		return nil
 	}
-	points, lerr := h.ms.ReferencePoints(ctx, vm) // gone all the same?
+	points, lerr := h.MS.ReferencePoints(ctx, vm) // gone all the same?
 	if lerr == nil {
 		gone := true
 		for _, p := range points {
@@ -334,16 +335,16 @@ func (h *Host) destroyPoint(ctx context.Context, op, vm, id string) error {
 }
 
 // destroyNamed removes the checkpoint of a token, known by its id or its name. One that is gone is fine.
-func (h *Host) destroyNamed(ctx context.Context, rec *tokenRecord) error {
+func (h *Cutter) destroyNamed(ctx context.Context, rec *tokenRecord) error {
 	if rec.Direct && rec.Checkpoint == "" {
 		return nil
 	}
-	list, err := h.ms.Checkpoints(ctx, rec.VM)
+	list, err := h.MS.Checkpoints(ctx, rec.VM)
 	if err != nil {
 		return err
 	}
 	for _, s := range list {
-		if !s.Recovery() || s.Name != rec.Token && !strings.EqualFold(s.ID, rec.Checkpoint) {
+		if !s.Recovery() || !h.stamp.Is(s.Name, rec.Token) && !strings.EqualFold(s.ID, rec.Checkpoint) {
 			continue
 		}
 		if err := h.destroyCheckpoint(ctx, rec.VM, s.ID); err != nil {
@@ -354,27 +355,13 @@ func (h *Host) destroyNamed(ctx context.Context, rec *tokenRecord) error {
 }
 
 // destroyCheckpoint removes a checkpoint; one that is gone is fine.
-func (h *Host) destroyCheckpoint(ctx context.Context, vm, id string) error {
-	err := h.patiently(ctx, "Abort", vm, func() error { return h.ms.DestroyCheckpoint(ctx, id) })
+func (h *Cutter) destroyCheckpoint(ctx context.Context, vm, id string) error {
+	err := h.Patiently(ctx, "Abort", vm, func() error { return h.MS.DestroyCheckpoint(ctx, id) })
 	if err == nil || msvm.Missing(err) {
 		return nil
 	}
-	if ok, gerr := h.ms.CheckpointExists(ctx, id); gerr == nil && !ok {
+	if ok, gerr := h.MS.CheckpointExists(ctx, id); gerr == nil && !ok {
 		return nil // another process, or a call of ours whose answer was lost
 	}
 	return err
-}
-
-// patiently calls fn, and once more after waiting where the host refused because
-// it is at work on the VM (a merge, another product's backup).
-func (h *Host) patiently(ctx context.Context, op, vm string, fn func() error) error {
-	err := fn()
-	if !msvm.BadState(err) {
-		return err
-	}
-	s, _, lerr := h.load(ctx, op, dr.VMID(vm), msvm.Systems)
-	if lerr != nil || h.waitIdle(ctx, op, s) != nil {
-		return err
-	}
-	return fn()
 }

@@ -1,4 +1,4 @@
-package hyperv
+package cutting
 
 import (
 	"context"
@@ -13,6 +13,8 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/hyperv/internal/msvm"
+	"holdfast/internal/hypervisor/hyperv/internal/records"
+	"holdfast/internal/hypervisor/hyperv/internal/vms"
 )
 
 // A group is cut while all its guests are paused: a paused guest causes nothing,
@@ -24,12 +26,12 @@ type holdRecord struct {
 	VMs     []string `json:"vms"`     // that were running
 }
 
-func (h *Host) holdPath(vms []string) string {
+func (h *Cutter) holdPath(vms []string) string {
 	return filepath.Join(h.cfg.Dir, holdDir, vms[0]+".json")
 }
 
 // BeginGroup pauses the guests, makes a checkpoint of each, and lets them go on.
-func (h *Host) BeginGroup(ctx context.Context, reqs []hypervisor.CutRequest) (_ []hypervisor.Cut, err error) {
+func (h *Cutter) BeginGroup(ctx context.Context, reqs []hypervisor.CutRequest) (_ []hypervisor.Cut, err error) {
 	const op = "BeginGroup"
 	if err := hypervisor.ValidateGroup(reqs); err != nil {
 		return nil, err
@@ -39,7 +41,7 @@ func (h *Host) BeginGroup(ctx context.Context, reqs []hypervisor.CutRequest) (_ 
 		if err := validateCut(r); err != nil {
 			return nil, err
 		}
-		id, err := vmID(op, r.VM)
+		id, err := vms.ID(op, r.VM)
 		if err != nil {
 			return nil, err
 		}
@@ -47,7 +49,7 @@ func (h *Host) BeginGroup(ctx context.Context, reqs []hypervisor.CutRequest) (_ 
 	}
 	slices.Sort(ids) // one order for all groups: no two wait for each other
 	for _, id := range ids {
-		unlock, err := h.locks.lock(ctx, op, id)
+		unlock, err := h.Lock(ctx, op, id)
 		if err != nil {
 			return nil, err
 		}
@@ -85,7 +87,7 @@ func (h *Host) BeginGroup(ctx context.Context, reqs []hypervisor.CutRequest) (_ 
 }
 
 // freezeGroup makes the checkpoints of all plans while their guests are paused.
-func (h *Host) freezeGroup(ctx context.Context, op string, plans []*plan) (err error) {
+func (h *Cutter) freezeGroup(ctx context.Context, op string, plans []*plan) (err error) {
 	var running []string
 	for _, p := range plans {
 		if p.vm.State == msvm.Running {
@@ -97,13 +99,13 @@ func (h *Host) freezeGroup(ctx context.Context, op string, plans []*plan) (err e
 	began := time.Now()
 	if len(running) > 0 {
 		path := h.holdPath(running)
-		if err := writeJSON(path, holdRecord{1, running}); err != nil {
+		if err := records.Write(path, holdRecord{1, running}); err != nil {
 			return dr.Errorf(dr.KindUnavailable, "hyperv."+op, "write down which guests are paused: %w", err)
 		}
 		defer func() {
 			rerr := h.resume(ctx, op, running)
 			if rerr == nil {
-				rerr = removeFile(path)
+				rerr = records.Remove(path)
 			}
 			held := time.Since(began)
 			for _, p := range plans {
@@ -115,7 +117,7 @@ func (h *Host) freezeGroup(ctx context.Context, op string, plans []*plan) (err e
 		}()
 	}
 	if err := h.each(running, func(id string) error {
-		return msvm.Wrap(op, "pause VM "+id, "", h.ms.RequestState(limit, id, msvm.StatePause))
+		return msvm.Wrap(op, "pause VM "+id, "", h.MS.RequestState(limit, id, msvm.StatePause))
 	}); err != nil {
 		return err
 	}
@@ -149,7 +151,7 @@ func (h *Host) freezeGroup(ctx context.Context, op string, plans []*plan) (err e
 }
 
 // each runs fn for all VMs at the same time and returns the first error in their order.
-func (h *Host) each(ids []string, fn func(id string) error) error {
+func (h *Cutter) each(ids []string, fn func(id string) error) error {
 	errs := make([]error, len(ids))
 	var wg sync.WaitGroup
 	for i, id := range ids {
@@ -168,21 +170,21 @@ func (h *Host) each(ids []string, fn func(id string) error) error {
 const resumeLimit = 2 * time.Minute
 
 // resume lets guests go on, also when the caller's context has ended.
-func (h *Host) resume(ctx context.Context, op string, ids []string) error {
+func (h *Cutter) resume(ctx context.Context, op string, ids []string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeLimit)
 	defer cancel()
 	return h.each(ids, func(id string) error {
 		for pause := h.cfg.Poll; ; pause = min(2*pause, 2*time.Second) {
-			vm, _, err := h.load(ctx, op, dr.VMID(id), msvm.Systems)
+			vm, _, err := h.Load(ctx, op, dr.VMID(id), msvm.Systems)
 			switch {
 			case dr.CodeOf(err) == dr.CodeVMNotFound:
 				return nil
 			case err == nil && vm.State != msvm.Paused && vm.State != msvm.Changing:
 				return nil
 			case err == nil && vm.State == msvm.Paused:
-				err = h.ms.RequestState(ctx, id, msvm.StateStart)
+				err = h.MS.RequestState(ctx, id, msvm.StateStart)
 			}
-			if serr := sleep(ctx, pause); serr != nil {
+			if serr := vms.Sleep(ctx, pause); serr != nil {
 				return msvm.Wrap(op, "let VM "+id+" go on after it was paused", "", errors.Join(err, serr))
 			}
 		}
@@ -190,14 +192,14 @@ func (h *Host) resume(ctx context.Context, op string, ids []string) error {
 }
 
 // releaseHeld lets guests go on that a dead process had paused for a group.
-func (h *Host) releaseHeld(ctx context.Context) {
+func (h *Cutter) releaseHeld(ctx context.Context) {
 	list, err := filepath.Glob(filepath.Join(h.cfg.Dir, holdDir, "*.json"))
 	if err != nil {
 		return // the pattern is constant
 	}
 	for _, path := range list {
 		var r holdRecord
-		if err := readJSON(path, &r); err != nil {
+		if err := records.Read(path, &r); err != nil {
 			if !errors.Is(err, fs.ErrNotExist) {
 				h.log.Warn("can't read which guests were paused", "file", path, "err", err)
 			}

@@ -1,4 +1,4 @@
-package hyperv
+package port
 
 import (
 	"context"
@@ -8,9 +8,9 @@ import (
 	"holdfast/internal/dr"
 )
 
-// diskError turns an error of Disks into a *dr.Error. A file that is missing is
+// Error turns an error of Disks into a *dr.Error. A file that is missing is
 // no "does not exist" of the object that the caller asked for.
-func diskError(op, what string, err error) error {
+func Error(op, what string, err error) error {
 	var done *dr.Error
 	if err == nil || errors.As(err, &done) {
 		return err

@@ -1,4 +1,4 @@
-package hyperv
+package booting
 
 import (
 	"bytes"
@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/hypervisor/hyperv/internal/port"
 	"holdfast/internal/nbd"
 )
 
@@ -19,18 +20,18 @@ const (
 
 // fill creates a disk file and copies the recovery point into it. The file holds
 // every byte of the point, durable, when nil is returned.
-func (h *Host) fill(ctx context.Context, d bootDisk, progress func(done int64)) (err error) {
+func (h *Booter) fill(ctx context.Context, d bootDisk, progress func(done int64)) (err error) {
 	const op = "Boot"
 	disk, err := h.cfg.Disks.Create(ctx, d.host, d.spec)
 	if errors.Is(err, fs.ErrExist) {
 		return dr.New(dr.KindConflict, dr.CodeAlreadyExists, "hyperv."+op, "the disk file %s exists: %w", d.host, err)
 	}
 	if err != nil {
-		return diskError(op, "create disk file "+d.host, err)
+		return port.Error(op, "create disk file "+d.host, err)
 	}
 	defer func() {
 		if cerr := disk.Close(); err == nil {
-			err = diskError(op, "close disk file "+d.host, cerr)
+			err = port.Error(op, "close disk file "+d.host, cerr)
 		}
 	}()
 	if d.Socket == "" {
@@ -47,7 +48,7 @@ func (h *Host) fill(ctx context.Context, d bootDisk, progress func(done int64)) 
 	if err := h.copyAll(ctx, c, disk, d, progress); err != nil {
 		return err
 	}
-	return diskError(op, "flush disk file "+d.host, disk.Flush(ctx))
+	return port.Error(op, "flush disk file "+d.host, disk.Flush(ctx))
 }
 
 // source is a connection to a recovery point.
@@ -70,7 +71,7 @@ func dial(ctx context.Context, socket, export string) (source, error) {
 type piece struct{ off, n int64 }
 
 // copyAll copies what is not zero with some reads under way at a time.
-func (h *Host) copyAll(ctx context.Context, c source, disk Disk, d bootDisk, progress func(int64)) error {
+func (h *Booter) copyAll(ctx context.Context, c source, disk port.Disk, d bootDisk, progress func(int64)) error {
 	const op = "Boot"
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -92,7 +93,7 @@ func (h *Host) copyAll(ctx context.Context, c source, disk Disk, d bootDisk, pro
 				}
 				if !bytes.Equal(b, zero[:p.n]) {
 					if err := disk.WriteAt(ctx, b, p.off); err != nil {
-						cancel(diskError(op, "write disk file "+d.host, err))
+						cancel(port.Error(op, "write disk file "+d.host, err))
 						continue
 					}
 				}
@@ -119,7 +120,7 @@ func (h *Host) copyAll(ctx context.Context, c source, disk Disk, d bootDisk, pro
 	if cause := context.Cause(ctx); cause != nil {
 		var known *dr.Error
 		if !errors.As(cause, &known) {
-			return diskError(op, "copy the recovery point to "+d.host, cause)
+			return port.Error(op, "copy the recovery point to "+d.host, cause)
 		}
 		return cause
 	}
@@ -133,7 +134,7 @@ func (h *Host) copyAll(ctx context.Context, c source, disk Disk, d bootDisk, pro
 }
 
 // pieces calls fn with all ranges of the recovery point, once each.
-func (h *Host) pieces(ctx context.Context, c source, fn func(p piece, zero bool) error) error {
+func (h *Booter) pieces(ctx context.Context, c source, fn func(p piece, zero bool) error) error {
 	if !c.zeroes {
 		return fn(piece{0, c.Size()}, false)
 	}
