@@ -1,22 +1,12 @@
 package main
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
 	"net"
 	"strconv"
 	"strings"
-	"time"
 
 	"holdfast/internal/cim"
 	"holdfast/internal/hvsim"
@@ -26,49 +16,66 @@ import (
 
 // fleet is the WS-Man servers of all hosts.
 type fleet struct {
+	idle   []net.Listener // that nobody serves yet
 	list   []*wsmand.Server
 	failed chan error
 }
 
+// close ends all servers. Idempotent.
 func (f *fleet) close() error {
 	var errs []error
+	for _, l := range f.idle {
+		errs = append(errs, l.Close())
+	}
+	f.idle = nil
 	for _, s := range f.list {
 		errs = append(errs, s.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// serve starts one server per host.
-func serve(o options, site *hvsim.Site, password string, log *slog.Logger) (*fleet, []served, error) {
-	f := &fleet{failed: make(chan error, len(site.Hosts()))}
+// listen takes the ports of all hosts. What connects before serve waits. The fleet is to be closed also if there is an error.
+func listen(o options) (*fleet, error) {
+	f := &fleet{failed: make(chan error, o.hosts)}
 	host, port, err := net.SplitHostPort(o.listen)
 	if err != nil {
-		return f, nil, fmt.Errorf("--listen: %w", err)
+		return f, fmt.Errorf("--listen %s: it must be an address and a port: %w", o.listen, err)
 	}
 	first, err := strconv.Atoi(port)
-	if err != nil {
-		return f, nil, fmt.Errorf("--listen: port %q is no number", port)
+	if err != nil || first < 0 || first > 65535 || first > 0 && first+o.hosts-1 > 65535 {
+		return f, fmt.Errorf("--listen %s: %d hosts can't have ports from %q on", o.listen, o.hosts, port)
 	}
-	var list []served
-	for i, h := range site.Hosts() {
+	for i := range o.hosts {
 		at := first
 		if first != 0 {
 			at += i
 		}
 		ln, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(at)))
 		if err != nil {
-			return f, nil, fmt.Errorf("listen for host %s: %w", h.Conf.Name, err)
+			return f, fmt.Errorf("host %s can't be served; --listen takes another address, port 0 any free port: %w", hostName(i), err)
 		}
-		s := served{Host: h.Conf.Name, URL: "http://" + ln.Addr().String() + "/wsman", Files: h.Dir(), VMs: len(h.VMs())}
-		cfg := wsmand.Config{Session: func(string) (cim.Session, error) { return h, nil }, Schema: wsmand.Tables(schema.Load()), Computer: h.Conf.Name, Basic: o.basic, AllowUnencrypted: o.basic, Log: log,
-			Password: func(user, _ string) (string, bool) { return password, strings.EqualFold(user, o.user) }}
-		if o.tls {
-			if cfg.TLS, s.Pin, err = certificate(host); err != nil {
-				return f, nil, errors.Join(err, ln.Close())
-			}
+		f.idle = append(f.idle, ln)
+	}
+	return f, nil
+}
+
+func hostName(i int) string { return fmt.Sprintf("HV%d", i+1) }
+
+// serve starts one server per host.
+func (f *fleet) serve(o options, site *hvsim.Site, e entry, log *slog.Logger) []served {
+	tables := wsmand.Tables(schema.Load())
+	listeners := f.idle
+	f.idle = nil
+	var list []served
+	for i, h := range site.Hosts() {
+		ln := listeners[i]
+		s := served{Host: h.Conf.Name, URL: "http://" + ln.Addr().String() + "/wsman", Files: h.Dir(), Pin: e.pin, VMs: len(h.VMs())}
+		if e.tls != nil {
 			s.URL = "https://" + ln.Addr().String() + "/wsman"
 		}
-		server := wsmand.New(cfg)
+		server := wsmand.New(wsmand.Config{Session: func(string) (cim.Session, error) { return h, nil }, Schema: tables, Computer: h.Conf.Name,
+			Basic: o.basic, AllowUnencrypted: o.basic, TLS: e.tls, Log: log,
+			Password: func(user, _ string) (string, bool) { return e.password, strings.EqualFold(user, o.user) }})
 		f.list = append(f.list, server)
 		list = append(list, s)
 		go func() { // ends with server.Close
@@ -77,26 +84,5 @@ func serve(o options, site *hvsim.Site, password string, log *slog.Logger) (*fle
 			}
 		}()
 	}
-	return f, list, nil
-}
-
-// certificate makes a certificate that nobody vouches for, and its fingerprint.
-func certificate(host string) (*tls.Config, string, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, "", err
-	}
-	t := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "hvsim"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(1, 0, 0),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, DNSNames: []string{"localhost"}}
-	if ip := net.ParseIP(host); ip != nil {
-		t.IPAddresses = []net.IP{ip}
-	} else if host != "" {
-		t.DNSNames = append(t.DNSNames, host)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, t, t, &key.PublicKey, key)
-	if err != nil {
-		return nil, "", err
-	}
-	sum := sha256.Sum256(der)
-	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS12}, hex.EncodeToString(sum[:]), nil
+	return list
 }

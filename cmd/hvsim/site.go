@@ -1,74 +1,90 @@
 package main
 
 import (
+	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/base32"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"holdfast/internal/cim"
 	"holdfast/internal/hvsim"
 	"holdfast/internal/hvsim/guest"
-	"holdfast/internal/vhdx"
+	"holdfast/internal/hvsim/model"
+	"holdfast/internal/hvsim/schema"
 )
 
-// secret reads the password, or makes one.
-func secret(o options) (password string, made bool, err error) {
-	if o.password == "" {
-		b := make([]byte, 15)
-		if _, err := rand.Read(b); err != nil {
-			return "", false, err
-		}
-		return base32.StdEncoding.EncodeToString(b), true, nil
-	}
-	raw, err := os.ReadFile(o.password)
-	if err != nil {
-		return "", false, fmt.Errorf("read the password: %w", err)
-	}
-	line, _, _ := strings.Cut(string(raw), "\n")
-	if line = strings.TrimSuffix(line, "\r"); line == "" {
-		return "", false, fmt.Errorf("the password file %s is empty", o.password)
-	}
-	return line, false, nil
-}
+// Lines in the notes of VMs that this program made.
+const (
+	unfinished = "hvsim is making this VM"
+	guestless  = "hvsim made this VM; it has no guest"
+)
+
+func noted(vm *hvsim.VM, line string) bool { return slices.Contains(vm.State().Notes, line) }
 
 func openSite(ctx context.Context, o options, log *slog.Logger) (*hvsim.Site, error) {
-	if o.hosts < 1 || o.hosts > 64 || o.vms < 0 || o.vms > 10000 {
-		return nil, fmt.Errorf("%d hosts and %d VMs are not possible: 1 to 64 hosts, at most 10000 VMs", o.hosts, o.vms)
-	}
 	cfg := hvsim.Config{Dir: o.dir, Log: log, Seed: o.seed, JobTime: o.jobTime, MergeTime: o.mergeTime, Inline: o.inline}
 	for i := range o.hosts {
-		cfg.Hosts = append(cfg.Hosts, hvsim.HostConfig{Name: fmt.Sprintf("HV%d", i+1)})
+		cfg.Hosts = append(cfg.Hosts, hvsim.HostConfig{Name: hostName(i)})
 	}
+	r := &runner{guests: guest.New(guest.Config{Accel: o.accel, Log: log}), ending: ctx.Done()}
 	if o.run {
-		cfg.Runner = guest.New(guest.Config{Accel: o.accel, Log: log})
+		cfg.Runner = r
 	}
 	site, err := hvsim.New(cfg)
 	if err != nil {
 		return nil, err
 	}
+	r.site = site
 	if err := site.Open(ctx); err != nil {
-		return nil, errors.Join(err, site.Close())
+		return nil, errors.Join(fmt.Errorf("what is in %s can't be taken over; nothing of it was removed: %w", o.dir, err), site.Close())
 	}
 	return site, nil
 }
 
+// find returns the VM with a name, nil if no host has it.
+func find(site *hvsim.Site, name string) *hvsim.VM {
+	for _, h := range site.Hosts() {
+		for _, vm := range h.VMs() {
+			if strings.EqualFold(vm.State().Name, name) {
+				return vm
+			}
+		}
+	}
+	return nil
+}
+
 // fill makes the VMs that are not there yet.
-func fill(ctx context.Context, o options, site *hvsim.Site) error {
+func fill(ctx context.Context, o options, site *hvsim.Site, errOut io.Writer) error {
+	there := map[string]bool{}
+	for _, h := range site.Hosts() {
+		for _, vm := range h.VMs() {
+			if noted(vm, unfinished) { // by a process that was killed
+				if err := remove(h, vm); err != nil {
+					return fmt.Errorf("remove VM %s, which is half made: %w", vm.State().Name, err)
+				}
+				continue
+			}
+			there[vm.State().Name] = true
+		}
+	}
 	hosts := site.Hosts()
+	shown := time.Now()
 	for i := range o.vms {
-		h := hosts[i%len(hosts)]
 		name := fmt.Sprintf("vm-%04d", i+1)
-		if h.VM(name) != nil {
+		if there[name] {
 			continue
+		}
+		if time.Since(shown) > time.Second {
+			shown = time.Now()
+			fmt.Fprintf(errOut, "hvsim: %d of %d VMs made\n", i, o.vms)
 		}
 		spec := hvsim.VMSpec{Name: name, Generation: 1 + i%2, CPUs: 1 + i%4, MemoryMB: int64(1024 << (i % 4)), OS: "Windows Server 2022 Datacenter", OSVersion: "10.0.20348", FQDN: name + ".example.test",
 			Disks: []hvsim.DiskSpec{{Name: "os", Size: 64 << 30}}, NICs: []hvsim.NICSpec{{Switch: "External", DHCP: true, IPs: []string{fmt.Sprintf("10.1.%d.%d", i/250, 2+i%250)}}}}
@@ -78,169 +94,174 @@ func fill(ctx context.Context, o options, site *hvsim.Site) error {
 		if i%4 == 0 {
 			spec.Disks = append(spec.Disks, hvsim.DiskSpec{Name: "data", Size: 200 << 30})
 		}
-		if _, err := h.AddVM(ctx, spec); err != nil {
-			return fmt.Errorf("make VM %s: %w", name, err)
+		if err := add(ctx, hosts[i%len(hosts)], spec, guestless); err != nil {
+			return err
 		}
 	}
-	for _, text := range o.import_ {
-		if err := importVM(ctx, site, text); err != nil {
-			return err
+	for _, v := range o.images {
+		if err := v.bring(ctx, site, errOut); err != nil {
+			return fmt.Errorf("--vm %s: %w", v.spec.Name, err)
 		}
 	}
 	return nil
 }
 
-// importVM makes a VM of existing images, or starts it again if an earlier run made it.
-func importVM(ctx context.Context, site *hvsim.Site, text string) error {
-	spec := hvsim.VMSpec{Generation: 1, CPUs: 1, MemoryMB: 512}
-	host := "HV1"
-	var images []string
-	for _, part := range strings.Split(text, ",") {
-		key, value, _ := strings.Cut(part, "=")
-		var err error
-		switch key {
-		case "name":
-			spec.Name = value
-		case "host":
-			host = value
-		case "gen":
-			spec.Generation, err = strconv.Atoi(value)
-		case "cpus":
-			spec.CPUs, err = strconv.Atoi(value)
-		case "memory":
-			spec.MemoryMB, err = strconv.ParseInt(value, 10, 64)
-		case "os":
-			spec.OS = value
-		case "disk":
-			images = append(images, value)
-		default:
-			err = errors.New("there is no such word")
-		}
-		if err != nil {
-			return fmt.Errorf("--vm %s: %s: %w", text, part, err)
-		}
+// add makes a VM and starts it. A VM whose making was cut short is told by its notes.
+func add(ctx context.Context, h *hvsim.Host, spec hvsim.VMSpec, notes ...string) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("ended before all VMs were made; the same command goes on: %w", err)
 	}
-	h := site.Host(host)
-	if h == nil || spec.Name == "" || len(images) == 0 {
-		return fmt.Errorf("--vm %s: it needs a name, a host of the site and at least one disk", text)
+	spec.Off, spec.Notes = true, unfinished
+	vm, err := h.AddVM(ctx, spec)
+	if err == nil {
+		err = vm.Change(func(st *model.State) error { st.Notes = append(notes, unfinished); return nil })
 	}
-	if vm := h.VM(spec.Name); vm != nil {
-		return vm.Start(ctx)
+	if err == nil {
+		err = vm.Start(ctx)
 	}
-	spec.NICs = []hvsim.NICSpec{{Switch: "External", DHCP: true}}
-	for i, image := range images {
-		path := fmt.Sprintf(`C:\VMs\%s\disk%d.vhdx`, spec.Name, i)
-		local, err := h.Local(path)
-		if err == nil {
-			err = copyImage(image, local)
-		}
-		if err != nil {
-			return fmt.Errorf("--vm %s: %s: %w", spec.Name, image, err)
-		}
-		d := hvsim.DiskSpec{Path: path, Controller: "SCSI"}
-		if spec.Generation == 1 && i == 0 {
-			d.Controller = "IDE"
-		}
-		spec.Disks = append(spec.Disks, d)
+	if err == nil {
+		err = vm.Change(func(st *model.State) error { st.Notes = notes; return nil })
 	}
-	if _, err := h.AddVM(ctx, spec); err != nil {
+	if err != nil {
 		return fmt.Errorf("make VM %s: %w", spec.Name, err)
 	}
 	return nil
 }
 
-// copyImage makes a dynamic VHDX of a raw image, or copies a VHDX.
-func copyImage(from, to string) (err error) {
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return err
-	}
-	if err := os.Remove(to); err != nil && !errors.Is(err, os.ErrNotExist) { // of a run that was interrupted
-		return err
-	}
-	src, err := os.Open(from)
+// remove removes a VM that is half made with its directory.
+func remove(h *hvsim.Host, vm *hvsim.VM) error {
+	dir, err := h.Local(vm.State().Dir)
 	if err != nil {
 		return err
 	}
-	defer src.Close()
-	magic := make([]byte, 8)
-	if n, err := src.ReadAt(magic, 0); n == 8 && err == nil && string(magic) == "vhdxfile" {
-		dst, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(dst, src)
-		return errors.Join(err, dst.Close())
-	}
-	st, err := src.Stat()
-	if err != nil {
+	if err := errors.Join(vm.PowerOff(), vm.Delete()); err != nil {
 		return err
 	}
-	size := (st.Size() + 4095) &^ 4095
-	f, err := vhdx.Create(to, vhdx.CreateSpec{Size: size})
-	if err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	c, err := vhdx.OpenChain(to, vhdx.ChainOptions{Write: true})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, c.Close()) }()
-	buf := make([]byte, 1<<20)
-	for off := int64(0); off < st.Size(); off += int64(len(buf)) {
-		n, err := src.ReadAt(buf, off)
-		if err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if p := buf[:n]; !zero(p) {
-			clear(buf[n:])
-			if _, err := c.WriteAt(buf[:min(int64(len(buf)), size-off)], off); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return os.RemoveAll(dir)
 }
 
-func zero(p []byte) bool {
-	for _, b := range p {
-		if b != 0 {
-			return false
-		}
-	}
-	return true
+// runner runs the guests of VMs by QEMU. The VMs of --vms have nothing to boot: they only seem to run.
+type runner struct {
+	guests model.Runner
+	site   *hvsim.Site
+	ending <-chan struct{} // closed when the program ends
 }
 
-// plan reads the plan of faults.
-func plan(o options, site *hvsim.Site) error {
+// Start implements model.Runner.
+func (r *runner) Start(ctx context.Context, run model.VMRun) (model.Running, error) {
+	for _, h := range r.site.Hosts() {
+		if vm := h.VM(run.ID); vm != nil && noted(vm, guestless) {
+			return newDummy(), nil
+		}
+	}
+	g, err := r.guests.Start(ctx, run)
+	if err != nil {
+		return nil, err
+	}
+	w := &watched{Running: g, done: make(chan struct{})}
+	go func() { // ends with the guest
+		<-g.Done()
+		select {
+		case <-r.ending:
+		case <-time.After(endTogether):
+			close(w.done)
+		}
+	}()
+	return w, nil
+}
+
+// endTogether is how long the end of a guest is held back. Ctrl-C ends QEMU, too: such a guest has
+// not shut down, and runs again after a restart.
+const endTogether = 300 * time.Millisecond
+
+// watched is a guest whose end is told when it is clear that it ended by itself.
+type watched struct {
+	model.Running
+	done chan struct{}
+}
+
+func (w *watched) Done() <-chan struct{} { return w.done }
+
+// dummy is a guest that does nothing.
+type dummy struct {
+	done chan struct{}
+	end  func()
+}
+
+func newDummy() *dummy {
+	d := &dummy{done: make(chan struct{})}
+	d.end = sync.OnceFunc(func() { close(d.done) })
+	return d
+}
+
+func (d *dummy) Powerdown(context.Context) error            { d.end(); return nil }
+func (d *dummy) Pause(context.Context) error                { return nil }
+func (d *dummy) Resume(context.Context) error               { return nil }
+func (d *dummy) Screenshot(context.Context) ([]byte, error) { return nil, model.ErrMissing }
+func (d *dummy) Done() <-chan struct{}                      { return d.done }
+func (d *dummy) Kill() error                                { d.end(); return nil }
+
+// readPlan reads the plan of faults and refuses faults that could never be used.
+func readPlan(o options) ([]hvsim.Fault, error) {
 	if o.faults == "" {
-		return nil
+		return nil, nil
 	}
-	f, err := os.Open(o.faults)
+	raw, err := os.ReadFile(o.faults)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("read the plan of faults: %w", err)
 	}
-	defer f.Close()
-	list, err := hvsim.ReadFaults(f)
+	list, err := hvsim.ReadFaults(bytes.NewReader(raw))
+	if err == nil && !json.Valid(raw) { // it reads one value
+		err = errors.New("something follows the array")
+	}
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("the file %s: %w", o.faults, err)
 	}
-	site.SetFaults(list...)
+	for i, f := range list {
+		if err := usable(f, o.hosts); err != nil {
+			return nil, fmt.Errorf("the plan of faults %s, number %d: %w", o.faults, i+1, err)
+		}
+	}
+	return list, nil
+}
+
+// codes are what a fault's Err can be.
+var codes = []cim.Code{cim.CodeNotFound, cim.CodeInvalidClass, cim.CodeInvalidQuery, cim.CodeNoMethod, cim.CodeAccessDenied, cim.CodeUnauthorized, cim.CodeQuota, cim.CodeTimeout, cim.CodeUnavailable,
+	cim.CodeProtocol, cim.CodeFailed}
+
+func usable(f hvsim.Fault, hosts int) error {
+	known := f.Host == ""
+	for i := range hosts {
+		known = known || strings.EqualFold(f.Host, hostName(i))
+	}
+	if !known {
+		return fmt.Errorf("there is no host %s", f.Host)
+	}
+	special := slices.ContainsFunc([]string{"", "Query", "Get", "Merge"}, func(s string) bool { return strings.EqualFold(s, f.Method) })
+	if !special && !slices.ContainsFunc(schema.Load().Classes(schema.Virtualization), func(c *schema.Class) bool { _, ok := c.Method(f.Method); return ok }) {
+		return fmt.Errorf("no class has a method %s", f.Method)
+	}
+	switch {
+	case f.Err != "" && !slices.Contains(codes, f.Err):
+		return fmt.Errorf("Err can't be %q, but one of %v", f.Err, codes)
+	case f.Count < 0 || f.Skip < 0 || f.Probability < 0 || f.Probability > 1 || f.Delay < 0:
+		return errors.New("Count, Skip, Probability or Delay is out of range")
+	case f.Err == "" && f.Return == 0 && f.JobState == 0 && f.Delay == 0:
+		return errors.New("nothing goes wrong: it has neither Err, Return, JobState nor Delay")
+	}
 	return nil
 }
 
 // write lets VMs without guests change their disks.
 func write(ctx context.Context, o options, site *hvsim.Site, log *slog.Logger) *sync.WaitGroup {
 	var wg sync.WaitGroup
-	if o.writeEvery <= 0 || o.run {
+	if o.writeEvery <= 0 {
 		return &wg
 	}
 	wg.Go(func() {
 		tick := time.NewTicker(o.writeEvery)
 		defer tick.Stop()
-		writers := map[string]interface{ Step(n int) error }{}
+		writers := map[*hvsim.VM]interface{ Step(n int) error }{}
 		for {
 			select {
 			case <-ctx.Done():
@@ -249,13 +270,19 @@ func write(ctx context.Context, o options, site *hvsim.Site, log *slog.Logger) *
 			}
 			for _, h := range site.Hosts() {
 				for i, vm := range h.VMs() {
-					w := writers[vm.ID()]
+					if ctx.Err() != nil {
+						return
+					}
+					if o.run && !noted(vm, guestless) {
+						continue
+					}
+					w := writers[vm]
 					if w == nil {
 						w = vm.Workload(o.seed + uint64(i))
-						writers[vm.ID()] = w
+						writers[vm] = w
 					}
-					if err := w.Step(1); err != nil && ctx.Err() == nil {
-						log.Debug("a VM did not write", "vm", vm.ID(), "err", err)
+					if err := w.Step(1); err != nil && ctx.Err() == nil && !errors.Is(err, model.ErrState) { // a VM that is off does not write
+						log.Warn("a VM did not write", "vm", vm.ID(), "err", err)
 					}
 				}
 			}

@@ -1,6 +1,7 @@
 package hvsim
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -91,6 +92,20 @@ func (h *Host) renderSwitch(g *graph, s model.Switch) {
 	g.link("Msvm_VirtualSystemSettingDataComponent", "GroupComponent", set, "PartComponent", p)
 }
 
+func (h *Host) drivePath(disk string) cim.Path {
+	return h.path("Msvm_DiskDrive", "CreationClassName", "Msvm_DiskDrive", "DeviceID", "Microsoft:"+disk, "SystemCreationClassName", "Msvm_ComputerSystem", "SystemName", h.Conf.Name)
+}
+
+// drive is the host's physical disk that a VM has to itself.
+func (h *Host) drive(ds model.DiskState) *cim.Instance {
+	n := 1 + crc(ds.ID)%1000
+	in := cim.NewInstance("Msvm_DiskDrive", "Caption", "Disk drive", "ElementName", fmt.Sprintf("Disk %d %.2f GB Bus 0 Lun 0 Target %d", n, float64(ds.Size)/(1<<30), n),
+		"CreationClassName", "Msvm_DiskDrive", "DeviceID", "Microsoft:"+ds.ID, "SystemCreationClassName", "Msvm_ComputerSystem", "SystemName", h.Conf.Name, "DriveNumber", n,
+		"EnabledState", uint16(2), "HealthState", uint16(5), "OperationalStatus", []uint16{2}, "MaxMediaSize", uint64(ds.Size>>10), "DefaultBlockSize", uint64(512))
+	in.Path = h.drivePath(ds.ID)
+	return in
+}
+
 // renderWindows makes the objects of root\cimv2.
 func (h *Host) renderWindows(g *graph) {
 	add := func(class, key, value string, pairs ...any) {
@@ -140,6 +155,35 @@ func (h *Host) renderCluster(g *graph) {
 		add("MSCluster_Node", o.Conf.Name, "State", uint32(0))
 	}
 }
+
+// groups makes the cluster's roles: every clustered VM of the site is one, and every node shows all of them.
+func (h *Host) groups() *graph {
+	g := newGraph(h.Conf.Name, h.site.schema)
+	if len(h.site.hosts) < 2 {
+		return g
+	}
+	for _, o := range h.site.hosts {
+		for _, vm := range o.VMs() {
+			st := vm.State()
+			if !st.Clustered || st.Planned {
+				continue
+			}
+			state := uint32(0) // online
+			if st.Power == model.Off || st.Power == model.Saved {
+				state = 1
+			}
+			in := cim.NewInstance("MSCluster_ResourceGroup", "Name", st.Name, "Caption", st.Name, "GroupType", uint32(groupVM), "Id", strings.ToLower(st.ID),
+				"OwnerNode", o.Conf.Name, "State", state, "PersistentState", 1-state, "Priority", uint32(2000))
+			in.Path = cim.Path{Host: h.Conf.Name, Namespace: cluster, Class: in.Class, Keys: []cim.Key{{Name: "Name", Value: st.Name}}}
+			node := cim.Path{Host: h.Conf.Name, Namespace: cluster, Class: "MSCluster_Node", Keys: []cim.Key{{Name: "Name", Value: o.Conf.Name}}}
+			g.link("MSCluster_NodeToActiveGroup", "GroupComponent", node, "PartComponent", g.add(in))
+		}
+	}
+	return g
+}
+
+// groupVM is MSCluster_ResourceGroup.GroupType of a virtual machine.
+const groupVM = 111
 
 // jobGraph makes the objects of the host's jobs, as they are now.
 func (h *Host) jobGraph() *graph {

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"holdfast/internal/cim"
 	"holdfast/internal/hvsim/jobs"
@@ -66,6 +67,8 @@ type Host struct {
 	hang  chan struct{} // non-nil while the host does not answer
 	cache map[string]cached
 	fixed *graph
+
+	renders atomic.Int64 // VMs that were rendered: the work behind queries
 }
 
 var _ cim.Session = (*Host)(nil)

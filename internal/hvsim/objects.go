@@ -94,6 +94,11 @@ func (h *Host) render(st model.State, up time.Duration) *graph {
 	g.link("Msvm_SettingsDefineState", "ManagedElement", vmPath, "SettingData", realized)
 	g.link("Msvm_HostedDependency", "Antecedent", h.computer(), "Dependent", vmPath)
 	h.components(g, st, vmPath)
+	for _, ds := range st.Disks {
+		if ds.Kind == model.PassThrough {
+			g.link("Msvm_SystemDevice", "GroupComponent", h.computer(), "PartComponent", g.add(h.drive(ds)))
+		}
+	}
 	for i := range st.Checkpoints {
 		cp := &st.Checkpoints[i]
 		p := h.settings(g, cp.Generation, cp.ID, cp)
@@ -247,8 +252,7 @@ func (h *Host) storage(st model.State, pre string, cp *model.Checkpoint, part fu
 		in := h.setting("Msvm_ResourceAllocationSettingData", id+`\D`, "Caption", name, "ElementName", name, "ResourceType", kind, "ResourceSubType", sub,
 			"Parent", controllers[d.Controller], "AddressOnParent", slot, "VirtualQuantity", uint64(1), "VirtualQuantityUnits", "count", "AutomaticAllocation", true, "AutomaticDeallocation", true)
 		if ds != nil && ds.Kind == model.PassThrough {
-			in.Set("HostResource", []string{h.path("Msvm_DiskDrive", "CreationClassName", "Msvm_DiskDrive", "DeviceID", "Microsoft:"+ds.ID,
-				"SystemCreationClassName", "Msvm_ComputerSystem", "SystemName", h.Conf.Name).String()})
+			in.Set("HostResource", []string{h.drivePath(ds.ID).String()})
 			part(in)
 			continue
 		}

@@ -87,6 +87,9 @@ func (r *repo) Instances(ctx context.Context, namespace, class string) ([]*cim.I
 		}
 	}
 	graphs := []*graph{h.static(), h.jobGraph()}
+	if strings.EqualFold(space, cluster) {
+		graphs = append(graphs, h.groups())
+	}
 	for _, vm := range h.VMs() {
 		graphs = append(graphs, h.graph(vm))
 	}
@@ -180,21 +183,20 @@ func (h *Host) around(path cim.Path) []*graph {
 			}
 		}
 	}
+	switch class := strings.ToLower(path.Class); {
+	case strings.HasPrefix(class, "mscluster_"):
+		out = append(out, h.groups())
+	case class == "msvm_diskdrive", class == "msvm_systemdevice" && strings.Contains(strings.ToLower(path.String()), "msvm_diskdrive"): // its id is no VM's
+		for _, vm := range h.VMs() {
+			out = append(out, h.graph(vm))
+		}
+	}
 	return append(out, h.jobGraph())
 }
 
 // owner finds the VM that an id belongs to: its own, or that of a checkpoint or reference point.
 func (h *Host) owner(id string) *VM {
-	id = strings.ToUpper(id)
-	if vm := h.VM(id); vm != nil {
-		return vm
-	}
-	for _, vm := range h.VMs() {
-		if vm.Owns(id) {
-			return vm
-		}
-	}
-	return nil
+	return h.Owner(strings.ToUpper(id))
 }
 
 // graph returns the objects of a VM as they are now.
@@ -208,6 +210,7 @@ func (h *Host) graph(vm *VM) *graph {
 	h.mu.Unlock()
 	st, gen := vm.Version()
 	g := h.render(st, vm.Uptime())
+	h.renders.Add(1)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.cache) > 4096 {

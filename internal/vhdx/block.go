@@ -41,12 +41,22 @@ func (f *File) decodeEntry(v uint64, at, n int64, bitmap bool) (entry, error) {
 		return e, damaged("BAT", at, "state %d is not allowed here", e.state)
 	case !e.hasSpace():
 		e.off = 0
-	case e.off < mib || e.off+n > f.end:
+	case e.off < mib || e.off+n > f.end && !f.grown(e.off+n):
 		return e, damaged("BAT", at, "a block of %d bytes at %d, the file has %d", n, e.off, f.end)
 	case f.reg.bat.overlaps(e.off, n) || f.reg.metadata.overlaps(e.off, n) || (region{f.hdr.logOffset, f.hdr.logLength}).overlaps(e.off, n):
 		return e, damaged("BAT", at, "a block at %d overlaps a region or the log", e.off)
 	}
 	return e, nil
+}
+
+// grown reports whether a file that is only read has at least size bytes by now: a
+// merge into it may have made it longer since it was opened.
+func (f *File) grown(size int64) bool {
+	if f.write {
+		return false
+	}
+	now, err := f.s.Size()
+	return err == nil && now >= size
 }
 
 func (f *File) payload(block int64) (entry, error) {
@@ -223,6 +233,12 @@ func (f *File) bitmapAt(block int64) (int64, error) {
 	e, err := f.bat(index, bitmapBlock, true)
 	if err != nil {
 		return 0, err
+	}
+	if e.state != stateFull && !f.write {
+		f.pages.forget() // of two pages one may be from before a merge, the other from after it
+		if e, err = f.bat(index, bitmapBlock, true); err != nil {
+			return 0, err
+		}
 	}
 	if e.state != stateFull {
 		return 0, damaged("BAT", f.reg.bat.off+8*index, "a partially present block without sector bitmap")

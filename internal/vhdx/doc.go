@@ -18,7 +18,8 @@
 // have a file open for writing: the second gets ErrInUse (an advisory lock of the
 // operating system, which ends with the process). Readers take no lock: a file that
 // another handle writes must not be read, with one exception: Merge changes only what
-// the child covers, so a chain through the child reads right while it is merged.
+// the child covers, so a chain through the child reads right while it is merged. (If the
+// parent is itself a differencing file, a read at the moment when its structures change may fail.)
 //
 // Left undone: stale paths of a parent locator are not brought up to date on opening (see
 // Reparent), and metadata items that this package does not know are neither copied into

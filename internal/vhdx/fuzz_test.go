@@ -10,93 +10,48 @@ import (
 	"testing"
 )
 
-// sparseDisk is a file in memory that takes space only where it was written.
+// sparseDisk is a file in memory that takes space only where it was written, and not much.
 type sparseDisk struct {
-	mu    sync.Mutex
-	pages map[int64]*[pageSize]byte
-	size  int64
+	mu  sync.Mutex
+	img *memImage
 }
 
 var errFull = errors.New("the disk is full")
 
-func sparse(b []byte) *sparseDisk {
-	s := &sparseDisk{pages: map[int64]*[pageSize]byte{}}
-	for off := 0; off < len(b); off += pageSize {
-		p := b[off:min(off+pageSize, len(b))]
-		for _, v := range p {
-			if v != 0 {
-				s.pages[int64(off)] = new([pageSize]byte)
-				copy(s.pages[int64(off)][:], p)
-				break
-			}
-		}
-	}
-	s.size = int64(len(b))
-	return s
-}
+func sparse(b []byte) *sparseDisk { return &sparseDisk{img: imageOf(b)} }
 
 func (s *sparseDisk) clone() *sparseDisk {
-	c := &sparseDisk{pages: make(map[int64]*[pageSize]byte, len(s.pages)), size: s.size}
-	for off, p := range s.pages {
-		q := *p
-		c.pages[off] = &q
-	}
-	return c
-}
-
-func (s *sparseDisk) each(n, off int64, fn func(page *[pageSize]byte, at int64, in, from, to int64)) {
-	for done := int64(0); done < n; {
-		at := (off + done) &^ (pageSize - 1)
-		in := off + done - at
-		k := min(pageSize-in, n-done)
-		fn(s.pages[at], at, in, done, done+k)
-		done += k
-	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &sparseDisk{img: s.img.clone()}
 }
 
 func (s *sparseDisk) ReadAt(p []byte, off int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.each(int64(len(p)), off, func(page *[pageSize]byte, _, in, from, to int64) {
-		if page == nil {
-			clear(p[from:to])
-		} else {
-			copy(p[from:to], page[in:])
-		}
-	})
+	s.img.readAt(p, off)
 	return nil
 }
 
 func (s *sparseDisk) WriteAt(p []byte, off int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.pages) > 1<<15 {
+	if len(s.img.pages) > 1<<14 {
 		return errFull
 	}
-	s.each(int64(len(p)), off, func(page *[pageSize]byte, at, in, from, to int64) {
-		if page == nil {
-			page = new([pageSize]byte)
-			s.pages[at] = page
-		}
-		copy(page[in:], p[from:to])
-	})
-	s.size = max(s.size, off+int64(len(p)))
+	s.img.do(memOp{off: off, data: p})
 	return nil
 }
 
 func (s *sparseDisk) Zero(off, n int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for at, page := range s.pages {
-		if from, to := max(at, off), min(at+pageSize, off+n); from < to {
-			clear(page[from-at : to-at])
-		}
-	}
+	s.img.zero(off, n)
 	return nil
 }
 
-func (s *sparseDisk) Truncate(n int64) error { s.size = n; return nil }
-func (s *sparseDisk) Size() (int64, error)   { return s.size, nil }
+func (s *sparseDisk) Truncate(n int64) error { s.img.truncate(n); return nil }
+func (s *sparseDisk) Size() (int64, error)   { return s.img.size, nil }
 func (s *sparseDisk) Sync() error            { return nil }
 func (s *sparseDisk) Close() error           { return nil }
 
@@ -114,62 +69,161 @@ func fuzzImages(t testing.TB) [][]byte {
 			t.Fatal(err)
 		}
 	}
-	return [][]byte{memImage(t, CreateSpec{Size: 8 * mib, BlockSize: mib, Fixed: true}), dirtyImage(t), d.after(0, nil), parent}
+	return [][]byte{formatted(t, CreateSpec{Size: 8 * mib, BlockSize: mib, Fixed: true}), dirtyImage(t), d.after(0, nil).bytes(), parent.bytes()}
 }
 
-// spots are where the structures of these images stand.
-var spots = []int64{0, headerA, headerB, regionA, regionA + 16, regionB, mib, mib + 2*pageSize, 2 * mib, 2*mib + tableSize, 2*mib + tableSize + 64, 3 * mib, 4 * mib}
+// field is a live number or GUID of an image; structures that stand twice have it at two places.
+type field struct {
+	at []int64
+	n  int64
+}
 
-// FuzzOpen changes bytes of valid files, three input bytes for each: a place, an
-// offset and a value. Checksums are put right, or nothing behind them would be reached.
-func FuzzOpen(f *testing.F) {
-	var disks []*sparseDisk
-	for _, b := range fuzzImages(f) {
-		disks = append(disks, sparse(b))
-	}
-	for i := range byte(4) {
-		f.Add(i, true, []byte{})
-		for s := range byte(len(spots)) {
-			f.Add(i, true, []byte{s, 8, 1, s, 20, 0xff, s, 24, 0x80, s, 3, 7})
+// liveFields finds the fields of an image that count when it is opened and used.
+func liveFields(img []byte) []field {
+	var out []field
+	twice := func(a, b, n int64) { out = append(out, field{[]int64{a, b}, n}) }
+	once := func(base int64, list ...int64) { // pairs of offset and length
+		for i := 0; i < len(list); i += 2 {
+			out = append(out, field{[]int64{base + list[i]}, list[i+1]})
 		}
 	}
+	for _, f := range [][2]int64{{8, 8}, {32, 16}, {48, 16}, {64, 2}, {66, 2}, {68, 4}, {72, 8}} {
+		twice(headerA+f[0], headerB+f[0], f[1])
+	}
+	twice(regionA+8, regionB+8, 4)
+	var meta, bat int64
+	for i := range int64(le.Uint32(img[regionA+8:])) {
+		e := 16 + 32*i
+		for _, f := range [][2]int64{{0, 16}, {16, 8}, {24, 4}, {28, 4}} {
+			twice(regionA+e+f[0], regionB+e+f[0], f[1])
+		}
+		if off := int64(le.Uint64(img[regionA+e+16:])); GUID(img[regionA+e:regionA+e+16]) == regionBAT {
+			bat = off
+		} else {
+			meta = off
+		}
+	}
+	once(meta, 0, 8, 10, 2)
+	for i := range int64(le.Uint16(img[meta+10:])) {
+		e := meta + 32 + 32*i
+		once(e, 0, 16, 16, 4, 20, 4, 24, 4)
+		if n := int64(le.Uint32(img[e+20:])); n <= 16 {
+			once(meta+int64(le.Uint32(img[e+16:])), 0, n)
+		} else { // the parent locator: its head and first entries
+			once(meta+int64(le.Uint32(img[e+16:])), 0, 16, 18, 2, 20, 4, 24, 4, 28, 2, 30, 2, 32, 4)
+		}
+	}
+	for i := range int64(10) {
+		once(bat, 8*i, 8)
+	}
+	for off := mib; off < 2*mib; off += pageSize {
+		if string(img[off:off+4]) != "loge" {
+			continue
+		}
+		once(off, 8, 4, 12, 4, 16, 8, 24, 4, 32, 16, 48, 8, 56, 8)
+		for i := range int64(min(4, le.Uint32(img[off+24:]))) {
+			once(off+logHeaderSize+descriptorSize*i, 0, 4, 8, 8, 16, 8, 24, 8)
+		}
+		once(off+pageSize, 0, 4, 4, 4, 4092, 4)
+	}
+	return out
+}
+
+// target is an image to be damaged.
+type target struct {
+	disk   *sparseDisk
+	fields []field
+}
+
+func targets(t testing.TB) []target {
+	var out []target
+	for _, b := range fuzzImages(t) {
+		out = append(out, target{sparse(b), liveFields(b)})
+	}
+	return out
+}
+
+// damage changes a field in one of eight ways.
+func (g target) damage(s *sparseDisk, index, how, v byte) {
+	f := g.fields[(int(index)+int(how>>3)*256)%len(g.fields)]
+	b := make([]byte, max(8, f.n))
+	s.ReadAt(b[:f.n], f.at[0])
+	was := le.Uint64(b)
+	switch how & 7 {
+	case 0:
+		clear(b)
+	case 1:
+		for i := range b {
+			b[i] = 0xff
+		}
+	case 2:
+		b[int64(v)/8%f.n] ^= 1 << (v % 8)
+	case 3:
+		le.PutUint64(b, was+uint64(v))
+	case 4:
+		le.PutUint64(b, was-uint64(v))
+	case 5:
+		le.PutUint64(b, uint64(v)<<20)
+	case 6:
+		le.PutUint64(b, uint64(v))
+	case 7:
+		le.PutUint64(b, was^uint64(v)<<20)
+	}
+	for _, at := range f.at {
+		s.WriteAt(b[:f.n], at)
+	}
+}
+
+// FuzzOpen changes live fields of valid files, three input bytes for each: which,
+// how and a value. Checksums are put right, or nothing behind them would be reached.
+func FuzzOpen(f *testing.F) {
+	list := targets(f)
+	for i := range byte(len(list)) {
+		for how := range byte(8) {
+			f.Add(i, true, []byte{how * 7, how, 1, 40 + how, how, 0x80})
+		}
+		f.Add(i, false, []byte{2, 2, 9})
+	}
 	f.Fuzz(func(t *testing.T, which byte, fixed bool, in []byte) {
-		hostile(t, disks[int(which)%len(disks)].clone(), fixed, in)
+		hostile(t, list[int(which)%len(list)], fixed, in)
 	})
 }
 
-// TestHostile runs FuzzOpen's changes from a fixed seed.
+// TestHostile runs FuzzOpen's changes: each field in each way, and several at random.
 func TestHostile(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(11, 11))
-	var disks []*sparseDisk
-	for _, b := range fuzzImages(t) {
-		disks = append(disks, sparse(b))
-	}
-	n, opened := 1500, 0
+	tried, refused := 0, 0
+	step := 1
 	if testing.Short() {
-		n = 300
+		step = 5
 	}
-	for i := range n {
-		in := make([]byte, 3*(1+rng.IntN(6)))
-		for k := range in {
-			in[k] = byte(rng.Uint32())
+	for _, g := range targets(t) {
+		for i := 0; i < 8*len(g.fields); i += step {
+			in := []byte{byte(i / 8), byte(i%8) | byte(i/8/256)<<3, byte(rng.Uint32())}
+			refused += 2 - hostile(t, g, true, in)
+			tried += 2
 		}
-		opened += hostile(t, disks[i%len(disks)].clone(), i%8 != 0, in)
+		for range 200 / step {
+			in := make([]byte, 3*(2+rng.IntN(4)))
+			for k := range in {
+				in[k] = byte(rng.Uint32())
+			}
+			refused += 2 - hostile(t, g, true, in)
+			tried += 2
+		}
 	}
-	t.Logf("%d of %d files could be opened", opened, 2*n)
-	if opened < n/5 || opened > 2*n-n/60 {
-		t.Fatal("the changes are too wild or too tame")
+	t.Logf("%d of %d files were refused", refused, tried)
+	if refused < tried*35/100 || refused > tried*95/100 {
+		t.Fatalf("%d of %d files were refused: the changes are too tame or too wild", refused, tried)
 	}
 }
 
-// hostile changes a file, opens it for reading and for writing and uses it.
-func hostile(t *testing.T, s *sparseDisk, fixed bool, in []byte) (opened int) {
+// hostile damages a file, opens it for reading and for writing and uses it.
+func hostile(t *testing.T, g target, fixed bool, in []byte) (opened int) {
+	s := g.disk.clone()
 	for ; len(in) >= 3 && len(in) < 300; in = in[3:] {
-		off := spots[int(in[0])%len(spots)] + int64(in[1]) + int64(in[0]/16)*256
-		if err := s.WriteAt(in[2:3], off); err != nil {
-			return 0
-		}
+		g.damage(s, in[0], in[1], in[2])
 	}
 	if fixed {
 		fixSparse(s)
@@ -184,19 +238,21 @@ func hostile(t *testing.T, s *sparseDisk, fixed bool, in []byte) (opened int) {
 
 // fixSparse puts the checksums of headers, tables and log entries right.
 func fixSparse(s *sparseDisk) {
-	b := make([]byte, 2*mib)
-	s.ReadAt(b, 0)
-	fix(b)
-	for off := mib; off < 2*mib; off += pageSize {
-		if string(b[off:off+4]) == "loge" {
-			if n := int64(le.Uint32(b[off+8:])); n >= pageSize && off+n <= 2*mib {
-				putChecksum(b[off : off+n])
-			}
-		}
+	again := func(off, n int64) {
+		b := make([]byte, n)
+		s.ReadAt(b, off)
+		putChecksum(b)
+		s.WriteAt(b[4:8], off+4)
 	}
-	for off := int64(0); off < 2*mib; off += pageSize {
-		if s.pages[off] != nil {
-			s.WriteAt(b[off:off+pageSize], off)
+	again(headerA, pageSize)
+	again(headerB, pageSize)
+	again(regionA, tableSize)
+	again(regionB, tableSize)
+	head := make([]byte, 12)
+	for off := mib; off < 2*mib; off += pageSize {
+		s.ReadAt(head, off)
+		if n := int64(le.Uint32(head[8:])); string(head[:4]) == "loge" && n >= pageSize && off+n <= 2*mib {
+			again(off, n)
 		}
 	}
 }
@@ -211,7 +267,7 @@ func exercise(t *testing.T, s *sparseDisk, write bool) (opened bool) {
 		return false
 	}
 	defer f.Close()
-	if f.meta.batEntries() < 1<<20 {
+	if f.meta.batEntries() < 1<<17 {
 		f.Check()
 		f.Info()
 	}

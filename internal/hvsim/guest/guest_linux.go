@@ -2,7 +2,8 @@
 // writes goes through the simulator's disks, so that it is tracked and lands in VHDX files.
 //
 // It promises: a guest that was started ends with Kill or by itself, and then
-// its process, sockets and directory are gone; nothing of it outlives Kill. The
+// its process, sockets and directory are gone; nothing of it outlives Kill. QEMU ends with
+// this program however that ends; only its directory of sockets remains after a kill -9. The
 // hardware is QEMU's, not Hyper-V's: SCSI controllers are virtio ones, so that
 // a guest needs the drivers for those; IDE is the PIIX's. A VM of generation 2
 // starts by UEFI without secure boot, and VMs have no network.
@@ -20,10 +21,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"holdfast/internal/hvsim/model"
@@ -106,15 +109,25 @@ func (r *Runner) start(ctx context.Context, run model.VMRun) (_ *guest, err erro
 	g.cmd = exec.Command(tool, args...)
 	g.cmd.Stderr = &g.complaints
 	g.cmd.WaitDelay = 5 * time.Second
-	if err := g.cmd.Start(); err != nil {
-		return nil, errors.Join(err, g.server.Close(), ln.Close(), <-served, os.RemoveAll(dir))
-	}
+	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
 	go func() {
+		// The signal comes with the end of the thread that started QEMU, so this one is kept until QEMU has ended.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := g.cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
 		werr := g.cmd.Wait()
 		g.err = errors.Join(werr, g.server.Close(), <-served, os.RemoveAll(dir))
 		r.cfg.Log.Info("guest ended", "vm", run.Name, "result", werr)
 		close(g.done)
 	}()
+	if err := <-started; err != nil {
+		return nil, errors.Join(err, g.server.Close(), ln.Close(), <-served, os.RemoveAll(dir))
+	}
 	if err := g.connect(ctx); err != nil {
 		_ = g.Kill() // the failure to start counts
 		return nil, fmt.Errorf("QEMU does not answer: %s: %w", strings.TrimSpace(g.complaints.String()), err)

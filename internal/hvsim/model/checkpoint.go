@@ -378,7 +378,7 @@ func (vm *VM) ApplyCheckpoint(id string) error {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(file.Close(), d.trk.Lose()); err != nil {
+		if err := errors.Join(file.Close(), d.abandonLog(), d.trk.Lose()); err != nil {
 			return err
 		}
 		if !strings.EqualFold(ds.Leaf, ds.Base) && ds.children(ds.Leaf) == 0 {

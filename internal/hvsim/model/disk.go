@@ -393,9 +393,9 @@ func (d *Disk) crash() error {
 	case CrashKeepsRCT:
 		return nil
 	case CrashNewer:
-		return d.edit(func(ds *DiskState) { ds.Newer = true })
+		return errors.Join(d.abandonLog(), d.edit(func(ds *DiskState) { ds.Newer = true }))
 	}
-	return d.trk.Lose()
+	return errors.Join(d.abandonLog(), d.trk.Lose())
 }
 
 // renew begins tracking anew if changes are missing in it: what was remembered before is of no use.

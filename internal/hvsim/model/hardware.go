@@ -75,9 +75,10 @@ type NICSpec struct {
 
 var guidForm = regexp.MustCompile(`^[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}$`)
 
-// AddVM makes a VM with new disks and starts it unless the spec says otherwise.
+// AddVM makes a VM with new disks and starts it unless the spec says otherwise. The VM survives a restart of
+// the program once AddVM has returned.
 func (h *Host) AddVM(ctx context.Context, spec VMSpec) (*VM, error) {
-	vm, err := h.Define(spec)
+	vm, err := h.define(spec, true)
 	if err != nil {
 		return nil, err
 	}
@@ -97,17 +98,18 @@ func (h *Host) AddVM(ctx context.Context, spec VMSpec) (*VM, error) {
 			return nil, errors.Join(err, vm.Delete())
 		}
 	}
-	if spec.Off {
-		return vm, nil
+	if !spec.Off {
+		if err := vm.Start(ctx); err != nil {
+			return nil, errors.Join(err, vm.publish())
+		}
 	}
-	if err := vm.Start(ctx); err != nil {
-		return nil, err
-	}
-	return vm, nil
+	return vm, vm.publish()
 }
 
 // Define makes a VM without disks and network adapters, as Msvm_VirtualSystemManagementService.DefineSystem does.
-func (h *Host) Define(spec VMSpec) (*VM, error) {
+func (h *Host) Define(spec VMSpec) (*VM, error) { return h.define(spec, false) }
+
+func (h *Host) define(spec VMSpec, draft bool) (*VM, error) {
 	s := h.site
 	id := strings.ToUpper(strings.Trim(spec.ID, "{}"))
 	if id == "" {
@@ -177,7 +179,7 @@ func (h *Host) Define(spec VMSpec) (*VM, error) {
 		}
 		st.Controllers[1].ID = "83F8638B-8DCA-4152-9EDA-2CA8B33039B5"
 	}
-	vm := &VM{site: s, host: h, id: id, changed: now}
+	vm := &VM{site: s, host: h, id: id, changed: now, draft: draft}
 	s.mu.Lock()
 	if !s.open {
 		s.mu.Unlock()
@@ -531,7 +533,7 @@ func (d *Disk) resized() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.trk.Resize(img.Size), d.edit(func(ds *DiskState) { ds.Size, ds.DataGUID = img.Size, img.DataGUID }))
+	return errors.Join(d.abandonLog(), d.trk.Resize(img.Size), d.edit(func(ds *DiskState) { ds.Size, ds.DataGUID = img.Size, img.DataGUID }))
 }
 
 // copyTo replaces a file by a new one with the same id; with keep it holds the beginning of the old content.

@@ -119,6 +119,7 @@ type Site struct {
 	mu    sync.RWMutex // all state of hosts and VMs
 	hosts []*Host
 	vms   map[string]*VM // by upper-case id
+	owned map[string]*VM // by upper-case id of their checkpoints and reference points
 	rng   *rand.Rand
 	open  bool
 
@@ -157,7 +158,7 @@ func New(cfg Config) (*Site, error) {
 	if cfg.CrashRCT == "" {
 		cfg.CrashRCT = CrashLosesRCT
 	}
-	s := &Site{cfg: cfg, log: cfg.Log, vms: map[string]*VM{}}
+	s := &Site{cfg: cfg, log: cfg.Log, vms: map[string]*VM{}, owned: map[string]*VM{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	seen := map[string]bool{}
 	for _, h := range cfg.Hosts {
@@ -420,6 +421,7 @@ func (s *Site) load(ctx context.Context, path string) error {
 	}
 	s.mu.Lock()
 	s.vms[st.ID] = vm
+	s.index(vm, &State{}, &vm.st)
 	s.mu.Unlock()
 	if err := vm.settle(ctx); err != nil {
 		return fmt.Errorf("hvsim: take over VM %s: %w", st.Name, err)

@@ -166,6 +166,7 @@ type VM struct {
 	changed time.Time
 	merging bool
 	gone    bool
+	draft   bool // being made by AddVM: nothing of it is stored yet
 	guest   Running
 	started time.Time
 }
@@ -233,17 +234,42 @@ func (vm *VM) change(edit func(*State) error) error {
 	if err := edit(&st); err != nil {
 		return err
 	}
-	b, err := json.Marshal(st)
-	if err != nil {
-		return fmt.Errorf("hvsim: %w", err)
+	if !vm.draft {
+		b, err := json.Marshal(st)
+		if err != nil {
+			return fmt.Errorf("hvsim: %w", err)
+		}
+		if err := replaceFile(vm.site.stateFile(vm.id), b); err != nil {
+			return err
+		}
 	}
-	if err := replaceFile(vm.site.stateFile(vm.id), b); err != nil {
-		return err
-	}
+	vm.site.index(vm, &vm.st, &st)
 	vm.st = st
 	vm.gen++
 	vm.changed = time.Now()
 	return nil
+}
+
+// index brings the site's index of checkpoints and reference points up to date. The caller holds site.mu.
+func (s *Site) index(vm *VM, was, now *State) {
+	each := func(st *State, fn func(id string)) {
+		for i := range st.Checkpoints {
+			fn(st.Checkpoints[i].ID)
+		}
+		for i := range st.Points {
+			fn(st.Points[i].ID)
+		}
+	}
+	each(was, func(id string) { delete(s.owned, id) })
+	each(now, func(id string) { s.owned[id] = vm })
+}
+
+// publish ends AddVM's work on a draft: from now on the VM survives a restart.
+func (vm *VM) publish() error {
+	vm.site.mu.Lock()
+	vm.draft = false
+	vm.site.mu.Unlock()
+	return vm.Change(func(*State) error { return nil })
 }
 
 // Change edits the parts of a VM that are nothing but settings: name, notes, CPUs, memory, guest facts, network adapters.
@@ -287,6 +313,12 @@ func (st *State) ConfigFile() string {
 
 // writeConfig writes the configuration file: a placeholder with the simulator's own JSON in it.
 func (vm *VM) writeConfig() error {
+	vm.site.mu.RLock()
+	draft := vm.draft
+	vm.site.mu.RUnlock()
+	if draft {
+		return nil
+	}
 	st := vm.State()
 	path, err := vm.Host().Local(st.ConfigFile())
 	if err != nil {
@@ -608,6 +640,7 @@ func (vm *VM) Delete() error {
 	defer vm.site.mu.Unlock()
 	vm.gone = true
 	delete(vm.site.vms, vm.id)
+	vm.site.index(vm, &vm.st, &State{})
 	return errors.Join(append(errs, removeFile(vm.site.stateFile(vm.id)))...)
 }
 
@@ -618,19 +651,17 @@ func removeFile(path string) error {
 	return nil
 }
 
-// Owns reports whether an id in upper case is that of one of the VM's checkpoints or reference points.
-func (vm *VM) Owns(id string) bool {
-	vm.site.mu.RLock()
-	defer vm.site.mu.RUnlock()
-	for i := range vm.st.Checkpoints {
-		if vm.st.Checkpoints[i].ID == id {
-			return true
-		}
+// Owner finds the VM that an id in upper case belongs to: its own, or that of a checkpoint or reference
+// point; nil if there is none on this host.
+func (h *Host) Owner(id string) *VM {
+	h.site.mu.RLock()
+	defer h.site.mu.RUnlock()
+	vm := h.site.vms[id]
+	if vm == nil {
+		vm = h.site.owned[id]
 	}
-	for i := range vm.st.Points {
-		if vm.st.Points[i].ID == id {
-			return true
-		}
+	if vm == nil || vm.host != h {
+		return nil
 	}
-	return false
+	return vm
 }

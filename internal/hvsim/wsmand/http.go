@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"holdfast/internal/cim"
 	"holdfast/internal/cim/ntlm"
 	"holdfast/internal/hvsim/wsmand/negotiate"
 	"holdfast/internal/hvsim/wsmand/soap"
@@ -164,6 +165,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, c *conn, m *mess
 		return
 	}
 	op, method := operation(req)
+	s.log.Debug("request", "remote", r.RemoteAddr, "user", m.user, "operation", op, "resource", req.Resource, "method", method)
 	broken := &Fault{}
 	if f == nil && s.cfg.Fault != nil {
 		if b := s.cfg.Fault(Call{Operation: op, Resource: req.Resource, Method: method, User: m.user}); b != nil {
@@ -201,6 +203,16 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, c *conn, m *mess
 		s.log.Debug("fault", "remote", r.RemoteAddr, "user", m.user, "operation", op, "resource", req.Resource, "method", method,
 			"subcode", f.Subcode, "code", f.Value(), "text", f.Message)
 		rep = &reply{action: f.Action, body: f.Body(s.cfg.Computer), fault: true}
+		switch f.Way {
+		case cim.CodeUnavailable:
+			panic(http.ErrAbortHandler)
+		case cim.CodeUnauthorized:
+			c.Forget()
+			s.refuse(w, r, "")
+			return
+		case cim.CodeProtocol:
+			rep = &reply{body: []byte("This is no envelope.")}
+		}
 	}
 	s.write(w, c, m, rep, req.MessageID, broken.Truncate)
 }

@@ -35,7 +35,9 @@ import (
 // Config describes a server. Session and Password are required.
 type Config struct {
 	// Session returns what serves a user: domain\user, or the name alone. The
-	// server does not close it. A cim.Session that is a Putter can Put, too.
+	// server does not close it. A cim.Session that is a Putter can Put, too. Its
+	// errors become faults, but when the way to it fails, so does the client's:
+	// CodeUnavailable cuts the connection, CodeUnauthorized answers 401, CodeProtocol with what is no envelope.
 	Session func(user string) (cim.Session, error)
 	// Schema gives the types of parameters and properties; nil: all is text.
 	Schema Schema

@@ -149,8 +149,12 @@ func (x *extract) properties(b *bytes.Buffer, name string) error {
 			return fmt.Errorf("%s.%s: %w", name, p.Name, err)
 		}
 		key := isKey[p.Name] || p.Ref
-		if old, ok := inherited[low]; ok && old == typ && !isKey[p.Name] {
+		old, ok := inherited[low]
+		if ok && old == typ && !isKey[p.Name] {
 			continue
+		}
+		if ok && old == "string" && low == "creationclassname" {
+			continue // some pages of the reference call this key a number, though it holds the class's name
 		}
 		seen[low] = true
 		delete(isKey, p.Name)

@@ -88,6 +88,10 @@ type Fault struct {
 	op       string // what the provider was asked for, for its extended status
 	param    string // the query or path, likewise
 	wmiError bool   // the detail is an MSFT_WmiError, as the quotas of users are
+
+	// Way is set if it was not an operation that failed, but the way to what serves it: CodeUnavailable, CodeUnauthorized or
+	// CodeProtocol. No fault says that; the server lets its own client's way fail likewise.
+	Way cim.Code
 }
 
 // NewFault returns a fault of the server itself; message says what exactly is wrong.
@@ -156,6 +160,9 @@ func SessionFault(err error, op, param string, filter bool) *Fault {
 		f.Kind, status, f.wmiError = faultQuota, wbemQuota, true
 	default:
 		f.Kind, status = FaultInternal, wbemFailed
+	}
+	if code == cim.CodeUnavailable || code == cim.CodeUnauthorized || code == cim.CodeProtocol {
+		f.Way = code
 	}
 	if f.status == 0 {
 		f.status = status
