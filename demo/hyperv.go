@@ -57,7 +57,8 @@ func (h *hyperV) start(ctx context.Context) error {
 		args = append(args, "--accel", "kvm")
 	}
 	var err error
-	if h.proc, err = start(filepath.Base(h.dir), h.logs, h.bin, args...); err != nil {
+	// A killed simulator leaves its guests' sockets behind: they go with the directory.
+	if h.proc, err = startWith([]string{"TMPDIR=" + h.run}, filepath.Base(h.dir), h.logs, h.bin, args...); err != nil {
 		return err
 	}
 	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {

@@ -32,6 +32,11 @@ type process struct {
 }
 
 func start(name, dir, bin string, args ...string) (*process, error) {
+	return startWith(nil, name, dir, bin, args...)
+}
+
+// startWith is start with more variables in the environment.
+func startWith(env []string, name, dir, bin string, args ...string) (*process, error) {
 	p := &process{name: name, log: filepath.Join(dir, name+".log"), done: make(chan struct{})}
 	f, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -42,7 +47,7 @@ func start(name, dir, bin string, args ...string) (*process, error) {
 		p.before = bytes.Count(append([]byte("\n"), old...), []byte("\n{"))
 	}
 	p.cmd = exec.Command(bin, args...)
-	p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir = f, f, dir
+	p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir, p.cmd.Env = f, f, dir, append(os.Environ(), env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the demo, which then ends its programs in order
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
