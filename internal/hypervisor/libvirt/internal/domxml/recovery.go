@@ -66,10 +66,10 @@ type Plan struct {
 	Dir     string // of the VM's own files: serial log, NVRAM, VNC socket
 	Accel   string // "kvm", "tcg", or "" for KVM if the host has it
 	Caps    Capabilities
-	Network string                 // libvirt network, or UserNetwork; "" = link down
+	Network string // libvirt network, or UserNetwork; "" = link down
 	// Attach has the same for the networks of Spec.Adapters.
 	Attach map[string]string
-	Exists  func(path string) bool // of files on this host
+	Exists func(path string) bool // of files on this host
 }
 
 // NVRAMPath is where the firmware's variables of the recovery VM are.
