@@ -22,15 +22,14 @@ import (
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
 	"holdfast/internal/hydrate"
+	"holdfast/internal/hypervisor"
 	"holdfast/internal/pace"
 	"holdfast/internal/recovery/hostsite"
 )
 
-const defaultState = "/var/lib/holdfast/agent"
-
 func (a *app) agentCommand() *cobra.Command {
 	c := &cobra.Command{Use: "agent", Short: "Register a host and run its agent"}
-	c.AddCommand(a.agentRegisterCommand(), a.agentRunCommand(), a.agentServePointCommand())
+	c.AddCommand(a.agentRegisterCommand(), a.agentRunCommand(), a.agentServePointCommand(), a.agentServiceCommand())
 	c.AddCommand(hosttool.Commands(a.Console)...)
 	return c
 }
@@ -38,11 +37,13 @@ func (a *app) agentCommand() *cobra.Command {
 func (a *app) agentRegisterCommand() *cobra.Command {
 	var key, state, host string
 	var roles []string
+	var proxy hosting.Proxy
 	c := &cobra.Command{
 		Use: "register --key FILE", Short: "Register this host with a vault", Args: cobra.NoArgs,
 		Long: "Register this host with the vault that issued the registration key file. It may be repeated, for\n" +
-			"example with a key of another site. A proxy is taken from HTTPS_PROXY.\n\n" +
-			"Roles: source replicates this host's VMs, recovery runs VMs from recovery points.",
+			"example with a key of another site. Run it as root or administrator.\n\n" +
+			"Roles: source replicates this host's VMs, recovery runs VMs from recovery points, vmm tells what a VMM\n" +
+			"server manages (on that server or another machine that has VMM's console).",
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(c.Context(), 2*time.Minute)
 			defer cancel()
@@ -55,6 +56,12 @@ func (a *app) agentRegisterCommand() *cobra.Command {
 				return err
 			}
 			if cfg.Key, err = readRegistrationKey(key, a.Now()); err != nil {
+				return err
+			}
+			if _, err := proxy.Apply(cfg.Key.VaultURL); err != nil {
+				return err
+			}
+			if err := hosting.Protect(cfg.StateDir); err != nil {
 				return err
 			}
 			reg, err := agent.Register(ctx, cfg)
@@ -78,9 +85,10 @@ func (a *app) agentRegisterCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&key, "key", "", "registration key file of a site")
-	f.StringVar(&state, "state", defaultState, "state directory of the agent")
-	f.StringSliceVar(&roles, "role", []string{string(dr.RoleSource)}, "what this host is for: source, recovery or source,recovery")
+	f.StringVar(&state, "state", hosting.DefaultState(), "state directory of the agent")
+	f.StringSliceVar(&roles, "role", []string{string(dr.RoleSource)}, "what this host is for: source, recovery or source,recovery; vmm for a VMM server")
 	f.StringVar(&host, "host-name", "", "name shown in the vault (default: the system's)")
+	proxy.Add(c)
 	console.Required(c, "key", "state")
 	return c
 }
@@ -88,10 +96,10 @@ func (a *app) agentRegisterCommand() *cobra.Command {
 func parseRoles(words []string) (roles []dr.AgentRole, err error) {
 	for _, w := range words {
 		switch r := dr.AgentRole(strings.TrimSpace(w)); r {
-		case dr.RoleSource, dr.RoleRecovery:
+		case dr.RoleSource, dr.RoleRecovery, dr.RoleVMM:
 			roles = append(roles, r)
 		default:
-			return nil, console.Usage("--role %q is neither source nor recovery", w)
+			return nil, console.Usage("--role %q is none of source, recovery and vmm", w)
 		}
 	}
 	return roles, nil
@@ -122,19 +130,41 @@ type runOptions struct {
 	hours            []string
 	turns            [3]int // cuts, transfers, scans
 	logs             console.LogFlags
+	vmm              hosting.VMM
+	proxy            hosting.Proxy
 }
 
 func (a *app) agentRunCommand() *cobra.Command {
 	var o runOptions
+	var service bool
 	c := &cobra.Command{
 		Use: "run", Short: "Run this host's agent until SIGTERM or Ctrl-C", Args: cobra.NoArgs,
 		Long: "Run the agent of a registered host. It calls the vault; nothing listens on the host. Recovery VMs\n" +
 			"go on running when the agent stops.",
-		RunE: func(c *cobra.Command, _ []string) error { return a.agentRun(c.Context(), o) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			if service {
+				return a.agentAsService(o)
+			}
+			log, err := o.logs.Open(a.Err)
+			if err != nil {
+				return err
+			}
+			return a.agentRun(c.Context(), o, log)
+		},
 	}
+	o.add(c)
+	c.Flags().BoolVar(&service, "service", false, "run as the Windows service, which the service control manager starts")
+	_ = c.Flags().MarkHidden("service") // fails only for a flag that is not there
+	return c
+}
+
+// add adds the flags to a command.
+func (o *runOptions) add(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&o.state, "state", defaultState, "state directory, as given to register")
+	f.StringVar(&o.state, "state", hosting.DefaultState(), "state directory, as given to register")
 	o.host.Add(c)
+	o.vmm.Add(c)
+	o.proxy.Add(c)
 	f.StringVar(&o.runDir, "run-dir", "", "directory for the sockets of recovery points (default: as --dir)")
 	f.Var(&o.bandwidth, "bandwidth", "limit of all uploads, bytes a second such as 20M (default: none)")
 	f.StringArrayVar(&o.hours, "bandwidth-hours", nil, "another limit at some hours, such as \"Mon-Fri 08:00-18:00=5M\" (0 = none); may be repeated, the first that fits counts")
@@ -143,7 +173,6 @@ func (a *app) agentRunCommand() *cobra.Command {
 	f.IntVar(&o.turns[2], "scans", 0, fmt.Sprintf("how many VMs may be read as a whole at once, for initial replication or resynchronization (default: %d)", pace.DefaultSlots(pace.Scan)))
 	f.Var(&o.spool, "spool-limit", "limit of the spool of each VM, such as 8G (default: 4G)")
 	o.logs.Add(c)
-	return c
 }
 
 // rules are the limits of all uploads, and what else is a matter of flags alone.
@@ -165,57 +194,61 @@ func (o runOptions) rules() ([]dr.BandwidthRule, error) {
 	return rules, nil
 }
 
-func (a *app) agentRun(ctx context.Context, o runOptions) (err error) {
-	log, err := o.logs.Open(a.Err)
-	if err != nil {
-		return err
+// dirs are the directories that the flags name: of the state, of the product, and of sockets.
+func (o runOptions) dirs() (state, dir, runDir string, err error) {
+	if state, err = filepath.Abs(o.state); err != nil {
+		return "", "", "", console.Usage("--state: %v", err)
 	}
+	if dir, err = hosting.ProductDir(state, o.host.Dir); err != nil {
+		return "", "", "", err
+	}
+	runDir = dir
+	if o.runDir != "" {
+		if runDir, err = filepath.Abs(o.runDir); err != nil {
+			return "", "", "", console.Usage("--run-dir: %v", err)
+		}
+	}
+	return state, dir, runDir, nil
+}
+
+// agentRun runs the agent until ctx ends.
+func (a *app) agentRun(ctx context.Context, o runOptions, log *slog.Logger) (err error) {
 	rules, err := o.rules()
 	if err != nil {
 		return err
 	}
-	state, err := filepath.Abs(o.state)
+	state, dir, runDir, err := o.dirs()
 	if err != nil {
-		return console.Usage("--state: %v", err)
-	}
-	dir := state + ".vms"
-	if o.host.Dir != "" {
-		if dir, err = filepath.Abs(o.host.Dir); err != nil {
-			return console.Usage("--dir: %v", err)
-		}
-	}
-	runDir := dir
-	if o.runDir != "" {
-		if runDir, err = filepath.Abs(o.runDir); err != nil {
-			return console.Usage("--run-dir: %v", err)
-		}
+		return err
 	}
 	reg, err := channel.LoadRegistration(state)
 	if err != nil {
 		return err
 	}
-	cfg := agent.Config{StateDir: state, RunDir: runDir, Version: console.Version(), SpoolLimit: int64(o.spool), Log: log,
-		Cuts: o.turns[0], Transfers: o.turns[1], Scans: o.turns[2], Bandwidth: rules}
-	recovers := slices.Contains(reg.Roles, dr.RoleRecovery)
-	root := ""
-	if recovers {
-		if root, err = agent.ServingRoot(state, runDir); err != nil {
-			return err
-		}
-	}
-	host, err := o.host.Open(ctx, dir, log)
+	lost, err := o.proxy.Apply(reg.VaultURL)
 	if err != nil {
 		return err
 	}
-	defer console.Closing(&err, host.Close)
-	cfg.Host = host
-	if recovers {
-		self, err := os.Executable()
-		if err != nil {
-			return dr.Errorf(dr.KindInternal, "agent.run", "find this program: %w", err)
+	if len(lost) > 0 {
+		log.Warn("exceptions of the machine's proxy are not understood and not kept; name them with --no-proxy", "exceptions", strings.Join(lost, " "))
+	}
+	cfg := agent.Config{StateDir: state, RunDir: runDir, Version: console.Version(), SpoolLimit: int64(o.spool), Log: log,
+		Cuts: o.turns[0], Transfers: o.turns[1], Scans: o.turns[2], Bandwidth: rules}
+	if slices.Contains(reg.Roles, dr.RoleVMM) {
+		if cfg.VMM, err = o.vmm.Open(); err != nil {
+			return err
 		}
-		launcher := &hydrate.Launcher{Root: root, Argv: []string{self, "agent", "serve-point", "--state", state, "--run-dir", runDir}}
-		cfg.Recovery = hostsite.New(hostsite.Config{Host: host, Servings: launcher, Dir: filepath.Join(dir, "recovery"), Image: o.host.Image(), Log: log})
+	} else if o.vmm.Given() {
+		return dr.Errorf(dr.KindPrecondition, "agent.run", "this host is not registered with the role vmm").
+			WithHint("Register it with a key of a site of the type vmm: 'holdfast agent register --role vmm --key FILE'.")
+	}
+	recovers := slices.Contains(reg.Roles, dr.RoleRecovery)
+	if recovers || slices.Contains(reg.Roles, dr.RoleSource) {
+		var host hypervisor.Host
+		if host, err = a.agentHost(ctx, o, &cfg, dir, recovers); err != nil {
+			return err
+		}
+		defer console.Closing(&err, host.Close)
 	}
 	ag, err := agent.New(cfg)
 	if err != nil {
@@ -227,6 +260,30 @@ func (a *app) agentRun(ctx context.Context, o runOptions) (err error) {
 	<-ctx.Done()
 	log.Info("the agent is stopping")
 	return ag.Close()
+}
+
+// agentHost opens the host's hypervisor, and what recovers VMs on it.
+func (a *app) agentHost(ctx context.Context, o runOptions, cfg *agent.Config, dir string, recovers bool) (host hypervisor.Host, err error) {
+	root := ""
+	if recovers {
+		if root, err = agent.ServingRoot(cfg.StateDir, cfg.RunDir); err != nil {
+			return nil, err
+		}
+	}
+	if host, err = o.host.Open(ctx, dir, cfg.Log); err != nil {
+		return nil, err
+	}
+	cfg.Host = host
+	if !recovers {
+		return host, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, errors.Join(dr.Errorf(dr.KindInternal, "agent.run", "find this program: %w", err), host.Close())
+	}
+	launcher := &hydrate.Launcher{Root: root, Argv: []string{self, "agent", "serve-point", "--state", cfg.StateDir, "--run-dir", cfg.RunDir}}
+	cfg.Recovery = hostsite.New(hostsite.Config{Host: host, Servings: launcher, Dir: filepath.Join(dir, "recovery"), Image: o.host.Image(), Log: cfg.Log})
+	return host, nil
 }
 
 // agentServePointCommand is what hydrate.Launcher starts for each recovery

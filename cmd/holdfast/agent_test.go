@@ -1,9 +1,15 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"holdfast/internal/dr"
 )
@@ -35,5 +41,42 @@ func TestAgentRunFlags(t *testing.T) {
 		} else if err != nil || strings.Join(got, "|") != c.want {
 			t.Errorf("%s: %q %v", name, got, err)
 		}
+	}
+}
+
+// TestServiceArgs: the service runs the agent with the flags that were given, wherever it is started.
+func TestServiceArgs(t *testing.T) {
+	t.Parallel()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var o runOptions
+	c := &cobra.Command{Use: "x"}
+	c.Flags().String("output", "", "") // as of the program
+	var names []string
+	own := &cobra.Command{Use: "y"}
+	o.add(own)
+	own.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	c.Flags().AddFlagSet(own.Flags())
+	if err := c.ParseFlags([]string{"--state", "st", "--bandwidth-hours", "Sat 00:00-24:00=0", "--bandwidth-hours=Mon-Fri 08:00-18:00=5M", "--hyperv-password-file", "/p", "--vmm-powershell", "pwsh", "--output", "json",
+		"--bandwidth", "20M", "--run-dir", ""}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := serviceArgs(c.Flags(), names)
+	want := []string{"agent", "run", "--service", "--bandwidth=20971520", "--bandwidth-hours=Sat 00:00-24:00=0", "--bandwidth-hours=Mon-Fri 08:00-18:00=5M", "--hyperv-password-file=/p", "--run-dir=",
+		"--state=" + filepath.Join(dir, "st"), "--vmm-powershell=pwsh"}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("%q, %v\nwant %q", got, err, want)
+	}
+	// The program takes them.
+	again := &cobra.Command{Use: "z"}
+	var o2 runOptions
+	o2.add(again)
+	if err := again.ParseFlags(want[3:]); err != nil {
+		t.Fatal(err)
+	}
+	if o2.bandwidth != o.bandwidth || len(o2.hours) != 2 || !slices.Equal(o2.hours, o.hours) {
+		t.Errorf("%+v", o2)
 	}
 }

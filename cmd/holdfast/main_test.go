@@ -114,14 +114,14 @@ func TestHelpGolden(t *testing.T) {
 func TestCommandRules(t *testing.T) {
 	t.Parallel()
 	secret := regexp.MustCompile(`(?i)password|secret|token|credential`)
-	destructive := []string{"holdfast site delete", "holdfast provider remove", "holdfast policy delete", "holdfast item disable", "holdfast item failover", "holdfast item cancel", "holdfast item change-point", "holdfast store maintain", "holdfast network mapping delete"}
+	destructive := []string{"holdfast site delete", "holdfast provider remove", "holdfast policy delete", "holdfast item disable", "holdfast item failover", "holdfast item cancel", "holdfast item change-point", "holdfast store maintain", "holdfast network mapping delete", "holdfast agent cleanup"}
 	asks := map[string]bool{}
 	walk(newRoot(&console.Console{Now: time.Now}), func(c *cobra.Command) {
 		if c.Short == "" {
 			t.Errorf("%s has no short help", c.CommandPath())
 		}
 		c.LocalFlags().VisitAll(func(f *pflag.Flag) {
-			if secret.MatchString(f.Name) {
+			if secret.MatchString(f.Name) && !strings.HasSuffix(f.Name, "-file") { // the name of a file is no secret
 				t.Errorf("%s takes a secret on the command line: --%s", c.CommandPath(), f.Name)
 			}
 			if f.Name == "yes" {
@@ -420,6 +420,11 @@ func TestDocs(t *testing.T) {
 		if path := strings.TrimPrefix(c.CommandPath(), "holdfast "); !strings.Contains(doc, path) {
 			t.Errorf("docs/cli.md does not mention %q", path)
 		}
+		c.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			if !f.Hidden && f.Name != "help" && !strings.Contains(doc, "--"+f.Name) {
+				t.Errorf("docs/cli.md does not mention --%s of %s", f.Name, c.CommandPath())
+			}
+		})
 	})
 }
 

@@ -261,7 +261,8 @@ func (p *Plan) bandwidth(cuts []cutAt, o Options) {
 	p.Frequency = min(p.Interval, o.RPO/2)
 	p.Reachable = o.RPO > p.Interval
 	if p.Reachable {
-		p.Bandwidth, p.Bandwidth9 = needed(cuts, o.RPO, 0), needed(cuts, o.RPO, 0.1)
+		// A profile shorter than the objective could be shipped after its end: less than the mean never catches up.
+		p.Bandwidth, p.Bandwidth9 = max(needed(cuts, o.RPO, 0), p.Mean), max(needed(cuts, o.RPO, 0.1), p.Mean)
 	} else {
 		p.Notes = append(p.Notes, "Cuts every "+p.Interval.String()+" can't meet an objective of "+o.RPO.String()+": replicate, and profile, at half the objective at most.")
 		p.Bandwidth = p.Mean

@@ -27,7 +27,7 @@ out=$(cd "$out" && pwd)
 
 exe="$out/holdfast.exe"
 if [ -z "${EXE:-}" ]; then
-	(cd "$root" && CGO_ENABLED=0 GOOS=windows GOARCH=amd64 go build -trimpath -o "$exe" ./cmd/holdfast)
+	(cd "$root" && CGO_ENABLED=0 GOOS=windows GOARCH=amd64 go build -trimpath -ldflags "-X holdfast/cmd/holdfast/internal/console.release=$version" -o "$exe" ./cmd/holdfast)
 else
 	cp "$EXE" "$exe"
 fi

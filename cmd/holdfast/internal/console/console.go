@@ -32,8 +32,14 @@ type Console struct {
 	Yes  bool // --yes
 }
 
-// Version is what the build system recorded of this program.
+// release is the version of a packaged build, set by the linker (packaging/windows/build.sh) and never written else.
+var release string
+
+// Version is that of the package, or what the build system recorded of this program.
 func Version() string {
+	if release != "" {
+		return release
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
 		return "devel"
@@ -92,11 +98,19 @@ func (l *LogFlags) Add(c *cobra.Command) {
 	c.Flags().StringVar(&l.format, "log-format", "text", "form of log lines: text or json")
 }
 
+// Level is the least level that is logged.
+func (l *LogFlags) Level() (level slog.Level, err error) {
+	if err := level.UnmarshalText([]byte(l.level)); err != nil {
+		return 0, Usage("--log-level %q is none of debug, info, warn and error", l.level)
+	}
+	return level, nil
+}
+
 // Open makes the logger that the flags ask for.
 func (l *LogFlags) Open(w io.Writer) (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(l.level)); err != nil {
-		return nil, Usage("--log-level %q is none of debug, info, warn and error", l.level)
+	level, err := l.Level()
+	if err != nil {
+		return nil, err
 	}
 	opts := &slog.HandlerOptions{Level: level}
 	switch l.format {

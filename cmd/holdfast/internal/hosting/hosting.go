@@ -1,9 +1,11 @@
 // Package hosting knows the flags that say which hypervisor a host has and how
 // to reach it, and opens it: KVM by libvirt, or Hyper-V by WS-Man or COM with its disks by
 // virtdisk.dll or, for the simulator, in a directory. Only cmd wires adapters; this is where.
+// It also knows what else a host's commands share: the way to VMM, the proxy, and where state and product directories are.
 //
-// It promises: no password on a command line or in an error, and an address
-// that would send one in the clear is refused before anything is sent.
+// It promises: no password on a command line or in an error; an address
+// that would send one in the clear is refused before anything is sent; and commands that
+// work beside the agent have product directories of their own.
 package hosting
 
 import (
@@ -165,7 +167,8 @@ func (h *Flags) Session(ctx context.Context, rec wsman.Recorder) (cim.Session, e
 func password(path string) (string, error) {
 	st, err := os.Stat(path)
 	if err == nil && runtime.GOOS != "windows" && st.Mode().Perm()&0o077 != 0 {
-		return "", dr.Errorf(dr.KindInvalid, "holdfast.host", "the password file %s can be read by others: run 'chmod 600 %s'", path, path)
+		return "", dr.Errorf(dr.KindInvalid, "holdfast.host", "the password file %s can be read by others", path).
+			WithHint("Run 'chmod 600 %s'.", path)
 	}
 	raw, err := console.ReadSmall(path)
 	if err != nil {

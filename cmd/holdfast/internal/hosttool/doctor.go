@@ -9,8 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -51,6 +49,8 @@ const (
 type doctor struct {
 	app   *app
 	flags hosting.Flags
+	vmm   hosting.VMM
+	proxy hosting.Proxy
 	state string
 	vm    string
 	list  []check
@@ -66,13 +66,26 @@ func (a *app) doctorCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error { return d.run(c.Context()) },
 	}
 	d.flags.Add(c)
-	c.Flags().StringVar(&d.state, "state", "/var/lib/holdfast/agent", "state directory of the agent, if the host is registered")
+	d.vmm.Add(c)
+	d.proxy.Add(c)
+	c.Flags().StringVar(&d.state, "state", hosting.DefaultState(), "state directory of the agent, if the host is registered")
 	c.Flags().StringVar(&d.vm, "vm", "", "make and remove one checkpoint of this VM, by name or id")
 	return c
 }
 
 func (d *doctor) add(name, status, detail, remedy string) {
 	d.list = append(d.list, check{name, status, detail, remedy})
+}
+
+// fallback is what to do where an error does not say it.
+var fallback = map[string]string{
+	"management": "Check the address, and that the host's management service (WinRM or WMI) runs.",
+	"hypervisor": "Check that the hypervisor's service runs and that this account may manage it.",
+	"inventory":  "Look into the log of the hypervisor's management service; try again when no VM is being moved or merged.",
+	"checkpoint": "Look into the log of the hypervisor's management service; 'holdfast agent cleanup' removes what may be left.",
+	"vmm":        "Check that VMM's console is installed here and that this account has a role in VMM.",
+	"proxy":      "Name the proxy with --proxy, or --proxy none.",
+	"vault":      "Read the message; if the registration can't be read, register the host again with a new key.",
 }
 
 // fail adds a check that failed, with the remedy of its error.
@@ -87,25 +100,25 @@ func (d *doctor) fail(name string, err error) {
 			remedy = e.Hint
 		}
 	}
+	if remedy == "" {
+		remedy = fallback[name]
+	}
 	d.add(name, failed, err.Error(), remedy)
 }
 
 func (d *doctor) run(ctx context.Context) (err error) {
-	dir, err := os.MkdirTemp("", "hf-doctor")
+	dir, err := hosting.Workshop(d.state, d.flags.Dir, "doctor")
 	if err != nil {
-		return console.ClassifyAs(err, "make a scratch directory")
+		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if d.flags.Dir != "" {
-		if dir, err = filepath.Abs(filepath.Join(d.flags.Dir, "doctor")); err != nil {
-			return console.Usage("--dir: %v", err)
-		}
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return console.ClassifyAs(err, "make a scratch directory")
-		}
+	reg, rerr := channel.LoadRegistration(d.state)
+	if rerr != nil || slices.Contains(reg.Roles, dr.RoleSource) || slices.Contains(reg.Roles, dr.RoleRecovery) {
+		d.host(ctx, dir)
 	}
-	d.host(ctx, dir)
-	d.vault(ctx)
+	if rerr == nil && slices.Contains(reg.Roles, dr.RoleVMM) {
+		d.manager(ctx)
+	}
+	d.vault(ctx, reg, rerr)
 	if err := console.List(d.app.Console, d.list, "", console.Col("CHECK", func(c check) string { return c.Name }), console.Col("RESULT", func(c check) string { return c.Status }),
 		console.Wide("DETAIL", func(c check) string { return c.Detail }), console.Wide("WHAT TO DO", func(c check) string { return console.Dash(c.Remedy) })); err != nil {
 		return err
@@ -170,14 +183,14 @@ func (d *doctor) management(ctx context.Context) {
 	if d.flags.HyperV != hosting.LocalHyperV {
 		way = "WS-Man"
 	}
-	os, err := s.Query(ctx, "root/cimv2", "SELECT Caption, Version FROM Win32_OperatingSystem")
+	system, err := s.Query(ctx, "root/cimv2", "SELECT Caption, Version FROM Win32_OperatingSystem")
 	if err != nil {
 		d.add("management", failed, way+": "+err.Error(), "On the host run 'winrm quickconfig'; check address, user, password file and that the account is in 'Remote Management Users'. On the host itself try --hyperv local.")
 		return
 	}
 	detail := way
-	if len(os) > 0 {
-		detail += ": " + os[0].String("Caption") + " " + os[0].String("Version")
+	if len(system) > 0 {
+		detail += ": " + system[0].String("Caption") + " " + system[0].String("Version")
 	}
 	d.add("management", ok, detail, "")
 	services, err := s.Query(ctx, "root/cimv2", "SELECT Name, State FROM Win32_Service WHERE Name='vmms'")
@@ -282,12 +295,34 @@ func (d *doctor) checkpoint(ctx context.Context, h hypervisor.Host, vms []dr.VM)
 	d.add(name, ok, detail, "")
 }
 
-// vault looks after the way to the vault of a registered host.
-func (d *doctor) vault(ctx context.Context) {
-	const name = "vault"
-	reg, err := channel.LoadRegistration(d.state)
+// manager looks after the way to the VMM server.
+func (d *doctor) manager(ctx context.Context) {
+	const name = "vmm"
+	v, err := d.vmm.Open()
 	if err != nil {
+		d.fail(name, err)
+		return
+	}
+	s, err := v.Snapshot(ctx)
+	if err != nil {
+		d.fail(name, err)
+		return
+	}
+	d.add(name, ok, fmt.Sprintf("%s %s: %d clouds, %d hosts, %d VM networks, %d VMs", s.Server.Name, s.Server.Product, len(s.Clouds), len(s.Hosts), len(s.VMNetworks), len(s.VMs)), "")
+	if len(s.Warnings) > 0 {
+		d.add(name, warning, "not listed: "+strings.Join(s.Warnings, "; "), "Give the agent's account a role in VMM that may see them.")
+	}
+}
+
+// vault looks after the way to the vault of a registered host.
+func (d *doctor) vault(ctx context.Context, reg agent.Registration, rerr error) {
+	const name = "vault"
+	if dr.KindOf(rerr) == dr.KindPrecondition {
 		d.add(name, skipped, "this host is not registered (no registration in "+d.state+")", "Register it with 'holdfast agent register', or name its --state.")
+		return
+	}
+	if rerr != nil {
+		d.fail(name, rerr)
 		return
 	}
 	u, err := url.Parse(reg.VaultURL)
@@ -295,9 +330,25 @@ func (d *doctor) vault(ctx context.Context) {
 		d.fail(name, err)
 		return
 	}
+	lost, err := d.proxy.Apply(reg.VaultURL)
+	if err != nil {
+		d.fail("proxy", err)
+		return
+	}
+	if len(lost) > 0 {
+		d.add("proxy", warning, "exceptions of the machine's proxy are not understood: "+strings.Join(lost, " "), "Name them with --no-proxy.")
+	}
+	// Behind a proxy the host need not know the vault's name.
+	via, err := http.ProxyFromEnvironment(&http.Request{URL: u})
+	if err != nil {
+		d.fail("proxy", dr.Errorf(dr.KindInvalid, "agent.doctor", "the proxy of the environment is no address"))
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	if _, err := net.DefaultResolver.LookupHost(ctx, u.Hostname()); err != nil {
+	if via != nil {
+		d.add("proxy", ok, "the vault is reached by "+via.Redacted(), "")
+	} else if _, err := net.DefaultResolver.LookupHost(ctx, u.Hostname()); err != nil {
 		d.add(name, failed, fmt.Sprintf("the name %s can't be resolved: %v", u.Hostname(), err), "Check the host's DNS servers and the vault's address.")
 		return
 	}

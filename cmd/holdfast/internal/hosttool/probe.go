@@ -2,12 +2,9 @@ package hosttool
 
 import (
 	"context"
-	"encoding/xml"
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
-	"slices"
 	"strings"
 	"sync"
 
@@ -127,6 +124,15 @@ type keep struct{ cim.Session }
 
 func (keep) Close() error { return nil }
 
+// replayed is a VM of a recording.
+type replayed struct {
+	Name       string `json:"name"`
+	Generation int    `json:"generation"`
+	Version    string `json:"version,omitempty"`
+	Disks      int    `json:"disks"`
+	OS         string `json:"os,omitempty"`
+}
+
 func (a *app) replay(ctx context.Context, path string) (err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -146,80 +152,11 @@ func (a *app) replay(ctx context.Context, path string) (err error) {
 		return err
 	}
 	a.Say("Host %s, %s: %d VMs, %d recorded exchanges.", info.Name, info.Hypervisor, len(vms), len(list))
-	return console.List(a.Console, vms, "The recording holds no VM.", console.Wide("VM", func(v dr.VM) string { return v.Name }),
-		console.Col("GEN", func(v dr.VM) string { return fmt.Sprint(v.Generation) }), console.Col("VERSION", func(v dr.VM) string { return console.Dash(v.Facts.Version) }),
-		console.Col("DISKS", func(v dr.VM) string { return fmt.Sprint(len(v.Disks)) }), console.Wide("OS", func(v dr.VM) string { return console.Dash(v.Facts.OSName) }))
-}
-
-var (
-	notes    = regexp.MustCompile(`(?s)(<(\w+:)?Notes>)[^<]*(</(\w+:)?Notes>)`)
-	ipv4     = regexp.MustCompile(`\b(?:\d{1,3}\.){3}\d{1,3}\b`)
-	mac      = regexp.MustCompile(`(Address>)[0-9A-Fa-f]{12}<`)
-	domain   = regexp.MustCompile(`(VALUE&gt;)[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}(&lt;)`)
-	password = regexp.MustCompile(`(?i)(password|secret|key)([^<]{0,40}>)[^<]+<`)
-)
-
-// anonymous replaces what names things of the host's owner by made-up words,
-// the same everywhere, so that what belongs together still does.
-func anonymous(list []wsman.Exchange, vms []dr.VM, info hypervisor.HostInfo) []wsman.Exchange {
-	names := map[string]string{}
-	add := func(real, made string) {
-		if len(real) > 1 && names[real] == "" {
-			names[real] = made
-		}
+	var views []replayed
+	for _, v := range vms {
+		views = append(views, replayed{v.Name, v.Generation, v.Facts.Version, len(v.Disks), v.Facts.OSName})
 	}
-	add(strings.ToUpper(info.Name), "HOST-1")
-	add(strings.ToLower(info.Name), "host-1")
-	for i, vm := range vms {
-		add(vm.Name, fmt.Sprintf("vm-%d", i+1))
-		for k, d := range vm.Disks {
-			p := strings.ReplaceAll(d.Path, "/", `\`)
-			for n, part := range strings.Split(p, `\`) {
-				if n == 0 || strings.EqualFold(part, "ClusterStorage") {
-					continue
-				}
-				stem, ext := part, ""
-				if x := strings.LastIndexByte(part, '.'); x > 0 {
-					stem, ext = part[:x], part[x:]
-				}
-				add(stem+ext, fmt.Sprintf("p%d-%d-%d%s", i+1, k+1, n, ext))
-			}
-		}
-		for k, n := range vm.NICs {
-			add(n.Network, fmt.Sprintf("switch-%d-%d", i+1, k+1))
-		}
-	}
-	order := make([]string, 0, len(names))
-	for real := range names {
-		order = append(order, real)
-	}
-	slices.SortFunc(order, func(a, b string) int { return len(b) - len(a) })
-	var pairs []string
-	for _, real := range order {
-		var esc strings.Builder
-		_ = xml.EscapeText(&esc, []byte(real)) // a strings.Builder doesn't fail
-		pairs = append(pairs, esc.String(), names[real])
-		if esc.String() != real {
-			pairs = append(pairs, real, names[real])
-		}
-	}
-	r := strings.NewReplacer(pairs...)
-	clean := func(s string) string {
-		s = r.Replace(s)
-		s = notes.ReplaceAllString(s, "$1(removed)$3")
-		s = domain.ReplaceAllString(s, "${1}guest.example.invalid$2")
-		s = password.ReplaceAllString(s, "$1$2(removed)<")
-		s = ipv4.ReplaceAllStringFunc(s, func(ip string) string {
-			if ip == "0.0.0.0" || strings.HasPrefix(ip, "255.") || strings.HasPrefix(ip, "10.0.") {
-				return ip // masks, and versions such as 10.0.20348.1
-			}
-			return "192.0.2.1"
-		})
-		return mac.ReplaceAllString(s, "${1}00155D000001<")
-	}
-	out := make([]wsman.Exchange, len(list))
-	for i, x := range list {
-		out[i] = wsman.Exchange{Op: clean(x.Op), Request: clean(x.Request), Status: x.Status, Response: clean(x.Response)}
-	}
-	return out
+	return console.List(a.Console, views, "The recording holds no VM.", console.Wide("VM", func(v replayed) string { return v.Name }),
+		console.Col("GEN", func(v replayed) string { return fmt.Sprint(v.Generation) }), console.Col("VERSION", func(v replayed) string { return console.Dash(v.Version) }),
+		console.Col("DISKS", func(v replayed) string { return fmt.Sprint(v.Disks) }), console.Wide("OS", func(v replayed) string { return console.Dash(v.OS) }))
 }

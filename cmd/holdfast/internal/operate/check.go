@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -26,6 +27,9 @@ func (a *app) siteCheckCommand() *cobra.Command {
 			if _, err := readiness.ProfileByName(target); err != nil {
 				return console.Usage("--target: %v", err)
 			}
+			if !slices.Contains([]string{"", "csv", "html", "json"}, format) {
+				return console.Usage("--format %q is none of csv, html and json", format)
+			}
 			f, err := c.Fabric(ctx, args[0])
 			if err != nil {
 				return err
@@ -41,10 +45,8 @@ func (a *app) siteCheckCommand() *cobra.Command {
 				return r.WriteHTML(a.Out)
 			case "json":
 				return r.WriteJSON(a.Out)
-			case "":
-				return a.showReadiness(r)
 			}
-			return console.Usage("--format %q is none of csv, html and json", format)
+			return a.showReadiness(r)
 		}),
 	}
 	c.Flags().StringVar(&target, "target", "azure", "where the VMs are to be recovered: azure, hyperv or kvm")
@@ -73,7 +75,7 @@ func (a *app) showReadiness(r readiness.Report) error {
 	}
 	fmt.Fprintf(a.Out, "%d of %d VMs are ready for %s, %d are blocked.\n\n", r.Ready, len(r.VMs), r.Target, r.Blocked)
 	if len(list) > 0 {
-		if err := console.List(a.Console, list, "", console.Col("VM", func(f finding) string { return f.VM }), console.Col("SEVERITY", func(f finding) string { return string(f.Severity) }),
+		if err := console.List(a.Console, list, "", console.Wide("VM", func(f finding) string { return f.VM }), console.Col("SEVERITY", func(f finding) string { return string(f.Severity) }),
 			console.Wide("REASON", func(f finding) string { return f.Reason }), console.Wide("WAY OUT", func(f finding) string { return f.WayOut })); err != nil {
 			return err
 		}

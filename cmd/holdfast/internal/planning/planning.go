@@ -6,9 +6,9 @@
 package planning
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -54,15 +54,9 @@ func (a *app) profileCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			dir := host.Dir
-			if dir == "" {
-				if dir, err = os.MkdirTemp("", "holdfast-plan"); err != nil {
-					return console.ClassifyAs(err, "make a scratch directory")
-				}
-				defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-			}
-			if dir, err = filepath.Abs(dir); err != nil {
-				return console.Usage("--dir: %v", err)
+			dir, err := hosting.Workshop(state, host.Dir, "plan")
+			if err != nil {
+				return err
 			}
 			h, err := host.Open(c.Context(), dir, log)
 			if err != nil {
@@ -88,7 +82,7 @@ func (a *app) profileCommand() *cobra.Command {
 	host.Add(c)
 	f := c.Flags()
 	f.StringVar(&out, "out", "", "profile file; an existing one is continued")
-	f.StringVar(&state, "state", "/var/lib/holdfast/agent", "state directory of this host's agent, if there is one")
+	f.StringVar(&state, "state", hosting.DefaultState(), "state directory of this host's agent, if there is one")
 	f.StringSliceVar(&only, "vm", nil, "only these VMs, by name or id")
 	f.Var(&interval, "interval", "copy frequency to plan for, such as 30s or 5m")
 	f.Var(&length, "for", "how long, such as 12h or 7d (default: until Ctrl-C)")
@@ -108,6 +102,12 @@ func (a *app) reportCommand() *cobra.Command {
 			"90 % of the time, what less would do, batches of initial replication, space on the hosts' volumes, stored bytes and their cost.\n\n" +
 			"Prices have no default: give your provider's.",
 		RunE: func(_ *cobra.Command, args []string) error {
+			switch {
+			case !slices.Contains([]string{"", "csv", "html", "json"}, format):
+				return console.Usage("--format %q is none of csv, html and json", format)
+			case growth < 0 || ratio <= 0 || gib < 0 || puts < 0:
+				return console.Usage("--growth and prices are not negative, and --ratio is above 0")
+			}
 			var profiles []planner.Profile
 			for _, path := range args {
 				p, err := read(path)
@@ -132,10 +132,8 @@ func (a *app) reportCommand() *cobra.Command {
 				return plan.WriteCSV(a.Out)
 			case format == "html":
 				return plan.WriteHTML(a.Out)
-			case format == "":
-				return plan.WriteText(a.Out)
 			}
-			return console.Usage("--format %q is none of csv, html and json", format)
+			return plan.WriteText(a.Out)
 		},
 	}
 	f := c.Flags()

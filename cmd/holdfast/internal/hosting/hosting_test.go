@@ -1,0 +1,63 @@
+package hosting
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"holdfast/internal/dr"
+	"holdfast/internal/winservice"
+)
+
+func TestExceptions(t *testing.T) {
+	t.Parallel()
+	p := winservice.Proxy{HTTPS: "http://proxy:3128", Bypass: []string{"<local>", "*.corp.example", "10.*", "192.168.*.*", "172.2*", "store", "https://host:8443", "*"}}
+	for vault, want := range map[string]string{
+		"https://vault.corp.example:8443": "vault.corp.example,.corp.example,10.0.0.0/8,192.168.0.0/16,store,host:8443,*",
+		"https://vault":                   "vault,.corp.example,10.0.0.0/8,192.168.0.0/16,store,host:8443,*"} {
+		list, lost := exceptions(p, vault)
+		if got := strings.Join(list, ","); got != want || strings.Join(lost, ",") != "<local>,172.2*" {
+			t.Errorf("%s: %s, lost %v", vault, got, lost)
+		}
+	}
+	if list, lost := exceptions(winservice.Proxy{HTTPS: "http://proxy:3128"}, "https://vault.example"); len(list)+len(lost) != 0 {
+		t.Errorf("%v %v", list, lost)
+	}
+	for _, b := range []string{"10.*.1", "*.1", "1000.*", "a.*", "10.1.2.3.*", "", "."} {
+		if got := network(b); got != "" {
+			t.Errorf("%q is %s", b, got)
+		}
+	}
+}
+
+func TestPassword(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "p")
+	if err := os.WriteFile(file, []byte("two words\r\nsecond line\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := password(file); err != nil || p != "two words" {
+		t.Errorf("%q, %v", p, err)
+	}
+	if _, err := password(file + "x"); dr.KindOf(err) != dr.KindNotFound {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestWorkshop(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, c := range []struct{ state, chosen, want string }{{filepath.Join(dir, "agent"), "", "agent.vms/plan"}, {filepath.Join(dir, "agent"), filepath.Join(dir, "other"), "other/plan"}} {
+		got, err := Workshop(c.state, c.chosen, "plan")
+		if st, serr := os.Stat(got); err != nil || serr != nil || !st.IsDir() || got != filepath.Join(dir, filepath.FromSlash(c.want)) {
+			t.Errorf("%+v: %s, %v, %v", c, got, err, serr)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Workshop(filepath.Join(dir, "agent"), filepath.Join(dir, "file"), "plan"); err == nil {
+		t.Errorf("below a file: %s", got)
+	}
+}
