@@ -11,12 +11,14 @@ package hosting
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -32,8 +34,14 @@ import (
 	"holdfast/internal/hypervisor/libvirt"
 )
 
-// LocalHyperV is the --hyperv address of the host itself by COM.
-const LocalHyperV = "local"
+// The --hyperv addresses of the host itself.
+const (
+	LocalHyperV = "local" // by WS-Man as this process, or by COM where WinRM is not to be had
+	LocalCOM    = "com"
+
+	localWSMan = "http://localhost:5985/wsman"
+	localTry   = 15 * time.Second // for the first answer by WS-Man
+)
 
 // Flags say which hypervisor a host has.
 type Flags struct {
@@ -56,7 +64,7 @@ func (h *Flags) Add(c *cobra.Command) {
 	}
 	f.StringVar(&h.Libvirt, "libvirt", "qemu:///system", "libvirt URI: qemu:///system or qemu:///session")
 	f.StringVar(&h.Socket, "libvirt-socket", "", "socket of the libvirt daemon (default: where it usually is)")
-	f.StringVar(&h.HyperV, "hyperv", def, "Hyper-V host instead of libvirt: local, or its address such as https://host:5986/wsman")
+	f.StringVar(&h.HyperV, "hyperv", def, "Hyper-V host instead of libvirt: local, com, or its address such as https://host:5986/wsman")
 	f.StringVar(&h.User, "hyperv-user", "", "user at the Hyper-V host (default on Windows: the agent's own account)")
 	f.StringVar(&h.Password, "hyperv-password-file", "", "file with the user's password")
 	f.StringVar(&h.CA, "hyperv-ca", "", "PEM file of the authority of the Hyper-V host's certificate")
@@ -127,12 +135,11 @@ func (h *Flags) disks() (hyperv.Disks, error) {
 
 // Session connects to the management of the Hyper-V host. rec may be nil.
 func (h *Flags) Session(ctx context.Context, rec wsman.Recorder) (cim.Session, error) {
-	if h.HyperV == LocalHyperV {
-		s, err := com.Open(ctx, com.Config{})
-		if err != nil {
-			return nil, dr.New(dr.KindUnavailable, dr.CodeHypervisorDown, "holdfast.host", "connect to the management of this host: %w", err)
-		}
-		return s, nil
+	switch h.HyperV {
+	case LocalHyperV:
+		return local(ctx, func() (cim.Session, error) { return wsman.New(wsman.Config{URL: localWSMan, Recorder: rec}) }, openCOM)
+	case LocalCOM:
+		return openCOM(ctx)
 	}
 	u, err := url.Parse(h.HyperV)
 	if err != nil || u.Host == "" || u.User != nil {
@@ -159,6 +166,37 @@ func (h *Flags) Session(ctx context.Context, rec wsman.Recorder) (cim.Session, e
 	s, err := wsman.New(cfg)
 	if err != nil {
 		return nil, console.Usage("--hyperv: %v", err)
+	}
+	return s, nil
+}
+
+// local prefers WS-Man, the way that is tested most, and takes COM where WinRM is
+// off or lets this account not in.
+func local(ctx context.Context, byWSMan func() (cim.Session, error), byCOM func(context.Context) (cim.Session, error)) (cim.Session, error) {
+	s, err := byWSMan()
+	if err == nil {
+		try, cancel := context.WithTimeout(ctx, localTry)
+		_, err = s.Query(try, "root/virtualization/v2", "SELECT * FROM Msvm_VirtualSystemManagementService")
+		cancel()
+		if err == nil {
+			return s, nil
+		}
+		err = errors.Join(err, s.Close())
+	}
+	if ctx.Err() != nil {
+		return nil, err
+	}
+	c, cerr := byCOM(ctx)
+	if cerr != nil {
+		return nil, errors.Join(cerr, fmt.Errorf("and by WS-Man: %w", err))
+	}
+	return c, nil
+}
+
+func openCOM(ctx context.Context) (cim.Session, error) {
+	s, err := com.Open(ctx, com.Config{})
+	if err != nil {
+		return nil, dr.New(dr.KindUnavailable, dr.CodeHypervisorDown, "holdfast.host", "connect to the management of this host: %w", err)
 	}
 	return s, nil
 }

@@ -1,11 +1,14 @@
 package hosting
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"holdfast/internal/cim"
 	"holdfast/internal/dr"
 	"holdfast/internal/winservice"
 )
@@ -60,4 +63,41 @@ func TestWorkshop(t *testing.T) {
 	if got, err := Workshop(filepath.Join(dir, "agent"), filepath.Join(dir, "file"), "plan"); err == nil {
 		t.Errorf("below a file: %s", got)
 	}
+}
+
+// local takes WS-Man if it answers, COM if it does not, and tells both reasons if neither does.
+func TestLocalPrefersWSMan(t *testing.T) {
+	t.Parallel()
+	wsman, com := &fakeSession{}, &fakeSession{}
+	by := func(s *fakeSession, err error) func() (cim.Session, error) {
+		return func() (cim.Session, error) { return s, err }
+	}
+	byCOM := func(err error) func(context.Context) (cim.Session, error) {
+		return func(context.Context) (cim.Session, error) { return com, err }
+	}
+	if s, err := local(t.Context(), by(wsman, nil), byCOM(nil)); err != nil || s != wsman {
+		t.Errorf("%v %v", s, err)
+	}
+	wsman.err = &cim.Error{Code: cim.CodeUnauthorized, Op: "query", Message: "who are you"}
+	if s, err := local(t.Context(), by(wsman, nil), byCOM(nil)); err != nil || s != com || !wsman.closed {
+		t.Errorf("%v %v, closed %v", s, err, wsman.closed)
+	}
+	if _, err := local(t.Context(), by(wsman, nil), byCOM(errors.New("no such interface"))); err == nil || !strings.Contains(err.Error(), "who are you") || !strings.Contains(err.Error(), "no such interface") {
+		t.Error(err)
+	}
+}
+
+type fakeSession struct {
+	cim.Session
+	err    error
+	closed bool
+}
+
+func (f *fakeSession) Query(context.Context, string, string) ([]*cim.Instance, error) {
+	return nil, f.err
+}
+
+func (f *fakeSession) Close() error {
+	f.closed = true
+	return nil
 }

@@ -19,6 +19,7 @@ import (
 	"holdfast/cmd/holdfast/internal/hosting"
 	"holdfast/internal/agent"
 	"holdfast/internal/agent/channel"
+	"holdfast/internal/cim/com"
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
 )
@@ -180,7 +181,7 @@ func (d *doctor) management(ctx context.Context) {
 	}
 	defer s.Close() // looked at only
 	way := "COM"
-	if d.flags.HyperV != hosting.LocalHyperV {
+	if _, ok := s.(*com.Session); !ok {
 		way = "WS-Man"
 	}
 	system, err := s.Query(ctx, "root/cimv2", "SELECT Caption, Version FROM Win32_OperatingSystem")

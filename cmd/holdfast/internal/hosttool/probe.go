@@ -35,7 +35,7 @@ func (a *app) probeCommand() *cobra.Command {
 				return console.Usage("name either --record or --replay")
 			case replay != "":
 				return a.replay(c.Context(), replay)
-			case !host.IsHyperV() || host.HyperV == hosting.LocalHyperV:
+			case !host.IsHyperV() || host.HyperV == hosting.LocalHyperV || host.HyperV == hosting.LocalCOM:
 				return console.Usage("recording goes over WS-Man: name the host's address with --hyperv, such as http://localhost:5985/wsman")
 			}
 			return a.record(c.Context(), host, record)

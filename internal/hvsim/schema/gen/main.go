@@ -288,7 +288,7 @@ func (x *extract) typeName(p field, param bool, text string) (string, error) {
 	if !x.has(p.Type) {
 		return "", fmt.Errorf("type %q is unknown", p.Type)
 	}
-	// A class without REF: jobs and systems are always references (the reference page
+	// A class without REF: jobs and systems are always references (Microsoft's page
 	// forgot the word), arrays in answers are embedded objects.
 	if strings.Contains(p.Type, "Job") || p.Type == "CIM_ComputerSystem" || p.Type == "CIM_VirtualSystemSettingData" {
 		return "ref:" + p.Type + suffix, nil
