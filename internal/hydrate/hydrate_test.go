@@ -285,10 +285,7 @@ func TestLauncher(t *testing.T) {
 	if err := syscall.Kill(st.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	for {
-		if _, ok := l.Running(t.Context(), "s1"); !ok {
-			break
-		}
+	for syscall.Kill(st.PID, 0) == nil { // until it is dead and reaped: its threads don't all end at once
 		time.Sleep(time.Millisecond)
 	}
 	next, err := l.Ensure(t.Context(), "s1")
