@@ -71,7 +71,7 @@ func (h *Flags) Add(c *cobra.Command) {
 	f.StringVar(&h.Pin, "hyperv-pin", "", "SHA-256 of the Hyper-V host's certificate, instead of an authority")
 	f.BoolVar(&h.Basic, "hyperv-basic", false, "sign in with Basic instead of Negotiate (over HTTPS only)")
 	f.StringVar(&h.Files, "hyperv-files", "", "directory that holds the drives of a simulated Hyper-V host")
-	f.StringVar(&h.Tracker, "hyperv-tracker", "rct", "how changes are tracked: rct, or hrl (experimental)")
+	f.StringVar(&h.Tracker, "hyperv-tracker", "rct", "how changes are tracked: rct (hrl is refused so far)")
 	f.StringVar(&h.Dir, "dir", "", "directory for scratch files, sockets and recovery disks; the hypervisor must get there (default: STATE.vms)")
 }
 
