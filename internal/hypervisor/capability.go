@@ -55,9 +55,9 @@ type Pulse interface {
 type Patcher interface {
 	// OpenDisk opens a disk of a VM that is off, for reading and writing, and
 	// keeps the VM from being started by this adapter until it is closed.
-	// dr.CodeVMNotFound; dr.CodeInvalidState if the VM is not off or somebody
-	// else has the disk open. Tracking tokens of the VM stay, but what is
-	// written may be missing from the next cut: resynchronize, or begin a new chain.
+	// dr.CodeVMNotFound; dr.CodeVMNotOff; dr.CodeDiskFileInUse if somebody has the
+	// disk open. Once it is open the VM has no token of Holdfast's any more: a
+	// later cut since one of before is refused with dr.CodeTrackingLost, so that none can miss what is written.
 	OpenDisk(ctx context.Context, vm dr.VMID, disk string) (WritableDisk, error)
 }
 

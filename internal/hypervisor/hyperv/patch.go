@@ -13,9 +13,9 @@ import (
 	"holdfast/internal/hypervisor/hyperv/internal/vms"
 )
 
-// OpenDisk opens the top file of a disk's chain for writing. Change tracking of
-// what is written this way is the host's matter; a driver that writes the file
-// itself breaks it, which the next cut notices.
+// OpenDisk opens the top file of a disk's chain for writing. Nobody can be sure
+// that the host tracks what is written this way, so all tokens of the VM are
+// forgotten before: no later cut can miss it.
 func (h *Host) OpenDisk(ctx context.Context, id dr.VMID, disk string) (hypervisor.WritableDisk, error) {
 	const op = "OpenDisk"
 	s, err := vms.ID(op, id)
@@ -59,6 +59,9 @@ func (h *Host) OpenDisk(ctx context.Context, id dr.VMID, disk string) (hyperviso
 	h.mu.Unlock()
 	if held {
 		return nil, dr.New(dr.KindConflict, dr.CodeDiskFileInUse, "hyperv."+op, "disk %s of VM %s is open for writing already", disk, vm.Name)
+	}
+	if err := h.cutter.ForgetHeld(ctx, op, id, nil); err != nil {
+		return nil, err
 	}
 	d, err := h.cfg.Disks.Open(ctx, all[i].Path, true)
 	if err != nil {

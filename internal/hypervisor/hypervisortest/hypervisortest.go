@@ -543,7 +543,9 @@ func testPatcher(t *testing.T, f *Fixture) {
 	ok(t, d.Close())
 	ok(t, f.Host.Start(ctx, f.VM))
 
-	// A cut since the old token may lack the patch unless the disk is Whole; a new chain has it.
+	// Nothing may be taken since a token of before: trackers need not see the patch.
+	_, err = f.Host.BeginCut(ctx, hypervisor.CutRequest{VM: f.VM, Disks: f.Disks, Base: base, Tag: "patch"})
+	wantCode(t, err, dr.CodeTrackingLost)
 	c, err = f.Host.BeginCut(ctx, hypervisor.CutRequest{VM: f.VM, Disks: f.Disks, Tag: "patch1"})
 	ok(t, err)
 	r := replica{}

@@ -77,6 +77,15 @@ func (h *Cutter) Forget(ctx context.Context, id dr.VMID, keep []string) error {
 		return err
 	}
 	defer unlock()
+	return h.ForgetHeld(ctx, op, id, keep)
+}
+
+// ForgetHeld is Forget for who holds the VM's lock.
+func (h *Cutter) ForgetHeld(ctx context.Context, op string, id dr.VMID, keep []string) error {
+	vm, err := vms.ID(op, id)
+	if err != nil {
+		return err
+	}
 	sys, _, err := h.Load(ctx, op, id, msvm.Systems)
 	if err != nil {
 		return err
