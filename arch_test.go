@@ -34,7 +34,7 @@ var (
 )
 
 // adapters are imported by cmd, the demo and tests only.
-var adapters = []string{"hypervisor/libvirt", "hypervisor/sim", "objstore/file", "objstore/mem", "objstore/fault", "objstore/s3",
+var adapters = []string{"hypervisor/libvirt", "hypervisor/sim", "objstore/file", "objstore/mem", "objstore/fault", "objstore/s3", "objstore/azure",
 	"hypervisor/hyperv", "hypervisor/hyperv/vhdxfiles", "hypervisor/hyperv/virtdisk", "cim/wsman", "cim/com"}
 
 func TestImportsGoDown(t *testing.T) {

@@ -19,13 +19,14 @@ import (
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
 	"holdfast/internal/objstore"
+	"holdfast/internal/objstore/azure"
 	"holdfast/internal/objstore/file"
 	"holdfast/internal/objstore/s3"
 	"holdfast/internal/store"
 )
 
 // Forms are the kinds of addresses, for help texts.
-const Forms = "directory, file:///directory or s3://bucket/prefix?endpoint=…&region=…&path-style=true"
+const Forms = "directory, file:///directory, s3://bucket/prefix?endpoint=…&region=…&path-style=true or azure://container/prefix?account=…&endpoint=…"
 
 // Mode says what a store is opened for.
 type Mode int
@@ -45,12 +46,14 @@ type Bucket interface {
 
 // Address is where a store is.
 type Address struct {
-	text string // a directory (absolute), or an s3:// URL
-	s3   *s3.Config
+	text  string // a directory (absolute), or an s3:// or azure:// URL
+	s3    *s3.Config
+	azure *azure.Config
 }
 
 // Parse reads the address of a store: a directory, relative to base if it is not
-// absolute, file:///DIR, or s3://BUCKET/PREFIX with parameters. It does no I/O.
+// absolute, file:///DIR, or s3://BUCKET/PREFIX or azure://CONTAINER/PREFIX with
+// parameters. It does no I/O.
 func Parse(text, base string) (Address, error) {
 	scheme, rest, isURL := strings.Cut(text, "://")
 	switch {
@@ -81,6 +84,12 @@ func Parse(text, base string) (Address, error) {
 			return Address{}, console.Usage("%v", err).WithHint("Credentials come from the environment (AWS_ACCESS_KEY_ID, …), the shared configuration files or the machine's role.")
 		}
 		return Address{text: "s3://" + rest, s3: &c}, nil
+	case strings.EqualFold(scheme, "azure"):
+		c, err := azure.ParseURL("azure://" + rest)
+		if err != nil {
+			return Address{}, console.Usage("%v", err).WithHint("Credentials come from the environment (%s, %s), from key-file=… or from Entra ID.", azure.KeyVariable, azure.KeyFileVariable)
+		}
+		return Address{text: "azure://" + rest, azure: &c}, nil
 	}
 	return Address{}, console.Usage("there are no stores of the kind %q", scheme).WithHint("Give a %s.", Forms)
 }
@@ -89,11 +98,14 @@ func Parse(text, base string) (Address, error) {
 func (a Address) String() string { return a.text }
 
 // Local is the directory of the store, or false if it is somewhere else.
-func (a Address) Local() (string, bool) { return a.text, a.s3 == nil }
+func (a Address) Local() (string, bool) { return a.text, a.s3 == nil && a.azure == nil }
 
 // Open opens the store. The error says what to look at.
 func (a Address) Open(ctx context.Context, mode Mode) (Bucket, error) {
-	if a.s3 == nil {
+	switch {
+	case a.azure != nil:
+		return a.openAzure(ctx, mode)
+	case a.s3 == nil:
 		b, err := file.Open(ctx, file.Config{Dir: a.text, Create: mode == Create, ReadOnly: mode == ReadOnly})
 		if err != nil {
 			hint := "Give the directory that holds bucket.json; see whether its disk is mounted."
@@ -115,6 +127,22 @@ func (a Address) Open(ctx context.Context, mode Mode) (Bucket, error) {
 	if err := b.Open(ctx); err != nil {
 		return nil, explain(errors.Join(err, b.Close()), "See whether bucket, region and endpoint are right, and whether credentials are at hand: "+
 			"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role.")
+	}
+	return b, nil
+}
+
+func (a Address) openAzure(ctx context.Context, mode Mode) (Bucket, error) {
+	c := *a.azure
+	if mode == ReadOnly && !c.ReadOnly {
+		c.ReadOnly, c.RetainMode, c.RetainFor = true, "", 0 // retention is set by writers
+	}
+	b, err := azure.New(c)
+	if err != nil {
+		return nil, console.Usage("%v", err)
+	}
+	if err := b.Open(ctx); err != nil {
+		return nil, explain(errors.Join(err, b.Close()), "See whether account, container and endpoint are right, and whether credentials are at hand: "+
+			azure.KeyVariable+", "+azure.KeyFileVariable+", or signing in by Entra ID (AZURE_CLIENT_ID, AZURE_TENANT_ID, AZURE_CLIENT_SECRET, a managed identity, az login).")
 	}
 	return b, nil
 }
@@ -143,7 +171,7 @@ func (a Address) Store(b objstore.Reader, key cut.KeyOpener) (*store.Store, cut.
 		ring = store.NewKeyring(b, key)
 		cfg.Keys = ring
 	}
-	if a.s3 != nil {
+	if _, local := a.Local(); !local {
 		cfg.ChunkSize = remoteChunk
 	}
 	return store.New(cfg), ring
