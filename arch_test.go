@@ -16,9 +16,9 @@ import (
 var floors = map[string]int{
 	"dr": 0, "extent": 0, "objstore": 0, "nbd": 0, "sqldb": 0, "ledger": 0, "pace": 0, "extmap": 0,
 	"cim": 0, "vhd": 0, "vhdx": 0, "mshrl": 0,
-	"job": 1, "agentapi": 1, "armwire": 1, "cut": 1, "hypervisor": 1, "retry": 1, "hvsim": 1, "vmm": 1,
+	"job": 1, "agentapi": 1, "armwire": 1, "cut": 1, "hypervisor": 1, "retry": 1, "hvsim": 1, "vmm": 1, "azsim": 1, "pageblob": 1, "reach": 1,
 	"vaultdb": 2, "authn": 2, "store": 2, "capture": 2, "upload": 2, "armclient": 2, "keyfile": 2, "readiness": 2, "planner": 2,
-	"hydrate": 3, "compact": 3, "seed": 3,
+	"hydrate": 3, "compact": 3, "seed": 3, "guestcheck": 3,
 	"recovery": 4,
 	"vault":    5, "agent": 5, "winservice": 5,
 	"armapi": 6, "portal": 6, "agentgate": 6,
@@ -29,13 +29,14 @@ var floors = map[string]int{
 // boot keep running while the vault is down.
 var (
 	dataPlane = []string{"extent", "nbd", "hypervisor", "capture", "upload", "hydrate", "recovery", "agent", "cut", "store", "objstore",
-		"pace", "extmap", "retry", "compact", "keyfile", "seed", "cim", "vhd", "vhdx", "mshrl", "hvsim", "readiness", "planner", "winservice"}
+		"pace", "extmap", "retry", "compact", "keyfile", "seed", "cim", "vhd", "vhdx", "mshrl", "hvsim", "readiness", "planner", "winservice",
+		"azsim", "pageblob", "reach", "guestcheck"}
 	controlPlane = map[string]bool{"job": true, "sqldb": true, "vaultdb": true, "vault": true, "armapi": true, "armwire": true, "portal": true, "authn": true, "agentgate": true}
 )
 
 // adapters are imported by cmd, the demo and tests only.
 var adapters = []string{"hypervisor/libvirt", "hypervisor/sim", "objstore/file", "objstore/mem", "objstore/fault", "objstore/s3", "objstore/azure",
-	"hypervisor/hyperv", "hypervisor/hyperv/vhdxfiles", "hypervisor/hyperv/virtdisk", "cim/wsman", "cim/com"}
+	"hypervisor/hyperv", "hypervisor/azure", "hypervisor/hyperv/vhdxfiles", "hypervisor/hyperv/virtdisk", "cim/wsman", "cim/com"}
 
 func TestImportsGoDown(t *testing.T) {
 	doc := map[string]bool{}

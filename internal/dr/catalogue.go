@@ -197,6 +197,32 @@ const (
 	CodeNetworkMapping     Code = "NetworkMappingBroken"
 )
 
+// The codes of Azure as a recovery site and as a store.
+const (
+	CodeAzureSignIn        Code = "AzureSignInFailed"
+	CodeAzureClock         Code = "AzureClockSkew"
+	CodeAzureRole          Code = "AzureRoleMissing"
+	CodeAzureProvider      Code = "AzureProviderNotRegistered"
+	CodeAzureQuota         Code = "AzureQuotaReached"
+	CodeAzurePolicy        Code = "AzurePolicyDenied"
+	CodeAzureLocked        Code = "AzureResourceLocked"
+	CodeAzureNotFound      Code = "AzureResourceMissing"
+	CodeAzureNameTaken     Code = "AzureNameTaken"
+	CodeAzureSize          Code = "AzureSizeNotAvailable"
+	CodeAzureCapacity      Code = "AzureNoCapacity"
+	CodeAzureSubnet        Code = "AzureSubnetFull"
+	CodeAzureAddress       Code = "AzureAddressTaken"
+	CodeAzureThrottled     Code = "AzureThrottled"
+	CodeAzureOperation     Code = "AzureOperationFailed"
+	CodeAzureUnreachable   Code = "AzureUnreachable"
+	CodeAzureFirewall      Code = "AzureStorageFirewall"
+	CodeAzureContainer     Code = "AzureContainerMissing"
+	CodeAzureSignature     Code = "AzureSignatureRefused"
+	CodeAzureDisk          Code = "AzureDiskNotPossible"
+	CodeAzureConfiguration Code = "AzureConfigurationInvalid"
+	CodeWarmReplica        Code = "WarmReplicaFailed"
+)
+
 // The codes of Virtual Machine Manager servers.
 const (
 	CodeVMMModuleMissing Code = "VmmModuleMissing"
@@ -206,8 +232,8 @@ const (
 
 // tables lists the chapters' entries, each ordered by code. The entries are
 // constants in the program's data and never written.
-func tables() [9][]Entry {
-	return [...][]Entry{connectionEntries[:], requestEntries[:], hostEntries[:], hypervEntries[:], replicationEntries[:], resyncEntries[:], storeEntries[:], keyEntries[:], failoverEntries[:]}
+func tables() [10][]Entry {
+	return [...][]Entry{connectionEntries[:], requestEntries[:], hostEntries[:], hypervEntries[:], replicationEntries[:], resyncEntries[:], storeEntries[:], keyEntries[:], failoverEntries[:], azureEntries[:]}
 }
 
 // Lookup finds a catalogue entry, without allocating.
@@ -232,6 +258,7 @@ func Groups() []Group {
 		{Title: "Store", Intro: "The objects in which the replicas are kept."},
 		{Title: "Keys", Intro: "The vault's private key, without which nobody reads a store."},
 		{Title: "Failover", Intro: "Bringing a VM up at the recovery site."},
+		{Title: "Azure", Intro: "What a subscription, its storage account and its network can do to a replica or a failover. 'holdfast azure doctor' checks all of it step by step."},
 	}
 	for i, t := range tables() {
 		groups[i].Entries = slices.Clone(t)

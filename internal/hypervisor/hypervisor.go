@@ -197,6 +197,22 @@ type BootSpec struct {
 	// Adapters, if not empty, says for each NIC by itself how it is connected, in
 	// place of Network: see NIC.
 	Adapters []BootNIC
+	// Cloud is what a recovery VM of a cloud gets beyond that; hosts ignore it.
+	Cloud CloudTarget
+}
+
+// CloudTarget says what a recovery VM gets in a cloud. Empty fields are the site's defaults.
+type CloudTarget struct {
+	Size            string            // such as Standard_D4s_v5; "" = the smallest that fits
+	ResourceGroup   string            // name or resource id
+	AvailabilitySet string            // name or resource id
+	Zone            string            // "1" to "3"; not together with AvailabilitySet
+	ProximityGroup  string            // resource id
+	DiskType        string            // Standard_LRS, StandardSSD_LRS, Premium_LRS, …
+	LicenseType     string            // Windows_Server, RHEL_BYOS, …
+	SecurityGroup   string            // resource id of a network security group for every adapter
+	PublicIP        bool              // the primary adapter gets a public address
+	Tags            map[string]string // beside Holdfast's own
 }
 
 // BootNIC is how one NIC of a recovery VM is connected.
@@ -204,6 +220,8 @@ type BootNIC struct {
 	MAC     string // of the source VM's NIC, however it is written
 	Network string // "" = link down; a network name
 	VLAN    int    // access VLAN, 0 = untagged; hosts whose networks have no VLANs ignore it
+	Subnet  string // of a cloud's network: by its name, else the first in order of names
+	IP      string // static private address in a cloud's subnet; "" = the next free one
 }
 
 // NIC is how the NIC of the source VM with that address is connected. One that
@@ -234,6 +252,9 @@ type BootDisk struct {
 	Socket string // unix socket of the NBD server, accessible to the hypervisor; "" = the disk starts empty
 	Export string
 	Path   string // local image to create (qcow2), absolute; must not exist
+	// Image is a page blob (a snapshot of one, without signature) that holds the whole disk already, as a
+	// fixed VHD: a cloud makes the disk from it and does not read Socket. Hosts ignore it.
+	Image string
 }
 
 // Console looks at a running VM from outside.
