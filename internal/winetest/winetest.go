@@ -31,7 +31,7 @@ type Prefix struct {
 }
 
 // limit bounds one program under Wine.
-const limit = 80 * time.Second
+const limit = 3 * time.Minute
 
 // prng is the one function of bcryptprimitives.dll that Go's runtime needs and Wine 8 lacks, on top of the
 // function that RtlGenRandom really is.
@@ -81,6 +81,36 @@ func (p *Prefix) end(t testing.TB) {
 	}
 }
 
+// Stay keeps Wine's session open until the test ends. Without it a session ends
+// with its last program, and the next one begins by starting the services
+// that start by themselves, beside whatever that program does.
+func (p *Prefix) Stay(t testing.TB) {
+	t.Helper()
+	exe := filepath.Join(p.Drive(), "stay.exe")
+	Compile(t, "#include <stdio.h>\nint main(void) { puts(\"here\"); fflush(stdout); return getchar() == EOF; }\n", exe)
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := p.command(ctx, exe)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatalf("winetest: keep the session open: %v", err)
+	}
+	t.Cleanup(func() { // before the prefix ends
+		_ = stdin.Close()
+		cancel()
+		_ = cmd.Wait() // killed or ended
+	})
+	if _, err := stdout.Read(make([]byte, 4)); err != nil {
+		t.Fatalf("winetest: keep the session open: %v", err)
+	}
+}
+
 // Drive returns the directory that is the prefix's drive C.
 func (p *Prefix) Drive() string { return filepath.Join(p.dir, "drive_c") }
 
@@ -121,7 +151,7 @@ func (p *Prefix) Run(t testing.TB, pkg string, args ...string) string {
 	t.Helper()
 	exe := filepath.Join(p.Drive(), "test.exe")
 	build(t, "test", "-c", "-o", exe, pkg)
-	out := p.Exec(t, exe, append([]string{"-test.v", "-test.timeout=70s"}, args...)...)
+	out := p.Exec(t, exe, append([]string{"-test.v", "-test.timeout=150s"}, args...)...)
 	if !strings.Contains(out, "--- PASS") || strings.Contains(out, "--- FAIL") || strings.Contains(out, "no tests to run") {
 		t.Fatalf("winetest: no test of %s passed:\n%s", pkg, out)
 	}

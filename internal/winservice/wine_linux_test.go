@@ -17,6 +17,7 @@ func TestUnderWine(t *testing.T) {
 	}
 	t.Parallel()
 	p := winetest.New(t)
+	p.Stay(t)
 	exe := p.Build(t, "./testdata/service", "service.exe")
 	run := func(want string, verbs ...string) {
 		t.Helper()
