@@ -46,7 +46,8 @@ import (
 // RecoverySite runs VMs from recovery points. Every method is idempotent by the
 // serving or VM that it names, and returns typed errors.
 type RecoverySite interface {
-	Boot(ctx context.Context, p agentapi.BootPayload) (agentapi.BootResult, error)
+	// Boot tells progress only where it copies the disks first; progress may be nil.
+	Boot(ctx context.Context, p agentapi.BootPayload, progress func(done, total int64)) (agentapi.BootResult, error)
 	Verify(ctx context.Context, p agentapi.VerifyPayload) (agentapi.VerifyResult, error)
 	MakeLocal(ctx context.Context, p agentapi.VMPayload, progress func(done, total int64)) error
 	Remove(ctx context.Context, p agentapi.RemovePayload) error

@@ -778,7 +778,7 @@ func (s *fakeSite) count(name string) int {
 	return s.calls[name]
 }
 
-func (s *fakeSite) Boot(ctx context.Context, p agentapi.BootPayload) (agentapi.BootResult, error) {
+func (s *fakeSite) Boot(ctx context.Context, p agentapi.BootPayload, _ func(done, total int64)) (agentapi.BootResult, error) {
 	s.call("boot " + p.Serving)
 	if s.hang != nil {
 		select {

@@ -52,9 +52,9 @@ func (a *Agent) handlers() map[agentapi.CommandKind]handler {
 		h[agentapi.CmdDrain] = handle(a.drain)
 	}
 	if site := a.cfg.Recovery; site != nil {
-		h[agentapi.CmdBootPoint] = handle(func(ctx context.Context, p agentapi.BootPayload, _ progressFunc) (any, error) {
+		h[agentapi.CmdBootPoint] = handle(func(ctx context.Context, p agentapi.BootPayload, progress progressFunc) (any, error) {
 			a.wantInventory() // the event may come late
-			return site.Boot(ctx, p)
+			return site.Boot(ctx, p, share(progress))
 		})
 		h[agentapi.CmdVerifyBoot] = handle(func(ctx context.Context, p agentapi.VerifyPayload, _ progressFunc) (any, error) {
 			return site.Verify(ctx, p)
@@ -63,14 +63,19 @@ func (a *Agent) handlers() map[agentapi.CommandKind]handler {
 			return nil, site.Remove(ctx, p)
 		})
 		h[agentapi.CmdMakeLocal] = handle(func(ctx context.Context, p agentapi.VMPayload, progress progressFunc) (any, error) {
-			return nil, site.MakeLocal(ctx, p, func(done, total int64) {
-				if total > 0 {
-					progress(100*float64(done)/float64(total), "")
-				}
-			})
+			return nil, site.MakeLocal(ctx, p, share(progress))
 		})
 	}
 	return h
+}
+
+// share tells progress in bytes as percent.
+func share(progress progressFunc) func(done, total int64) {
+	return func(done, total int64) {
+		if total > 0 {
+			progress(100*float64(done)/float64(total), "")
+		}
+	}
 }
 
 // defaultShutdown bounds a guest's shutdown where the command does not.

@@ -118,6 +118,23 @@ func (a *Agent) inventoryLoop(ctx context.Context) {
 	}
 }
 
+// sizes are the VM sizes that a cloud offers; a host has none. Not knowing them
+// keeps nothing else from being reported.
+func (a *Agent) sizes(ctx context.Context) (out []agentapi.ComputeSize) {
+	s, ok := a.cfg.Host.(hypervisor.Sizer)
+	if !ok {
+		return nil
+	}
+	all, err := s.Sizes(ctx)
+	if err != nil {
+		a.log.Warn("the sizes of VMs can't be listed", "err", err, "hint", dr.HintOf(err))
+	}
+	for _, x := range all {
+		out = append(out, agentapi.ComputeSize{Name: x.Name, CPUs: x.CPUs, MemoryMB: x.MemoryMB, DataDisks: x.DataDisks, NICs: x.NICs, Generations: x.Generations, Premium: x.Premium, Problem: x.Problem})
+	}
+	return out
+}
+
 // hostTimeout bounds the questions to the hypervisor for one inventory.
 const hostTimeout = 2 * time.Minute
 
@@ -145,6 +162,7 @@ func (a *Agent) sendInventory(ctx context.Context) error {
 	for _, n := range networks {
 		r.Networks = append(r.Networks, agentapi.Network{Name: n.Name, Isolated: n.Isolated, Active: n.Active})
 	}
+	r.Sizes = a.sizes(hctx)
 	return a.client.Inventory(ctx, r)
 }
 

@@ -23,6 +23,8 @@ import (
 //	               to be done; of status how it converges
 //	1  2026-11-22  added, all optional: what a VMM server manages; of a boot
 //	               how each adapter is connected
+//	1  2026-11-23  added, all optional: of a boot what a cloud gives the VM; the
+//	               sizes that a cloud offers; warm replicas
 const Protocol = 1
 
 // ProtocolHeader carries Protocol in decimal; VersionHeader the agent's build.
@@ -45,6 +47,7 @@ const (
 	PathCommits   = "/agent/v1/commits"   // CommitRequest → CommitResponse
 	PathPoints    = "/agent/v1/points"    // OpenPointRequest → OpenPointResponse
 	PathDigests   = "/agent/v1/digests"   // DigestRequest → DigestResponse
+	PathWarm      = "/agent/v1/warm"      // WarmRequest → WarmResponse; agents of a cloud
 )
 
 // Error is the body of every non-2xx answer, under the key "error".
@@ -273,6 +276,22 @@ type BootPayload struct {
 	// mapping; an adapter that is not listed is not connected. Agents that do not
 	// know it connect all adapters to Network.
 	Adapters []BootAdapter `json:"adapters,omitempty"`
+
+	Cloud *CloudTarget `json:"cloud,omitempty"` // agents of hosts ignore it
+}
+
+// CloudTarget is hypervisor.CloudTarget on the wire; empty fields are the agent's defaults.
+type CloudTarget struct {
+	Size            string            `json:"size,omitempty"`
+	ResourceGroup   string            `json:"resourceGroup,omitempty"`
+	AvailabilitySet string            `json:"availabilitySet,omitempty"`
+	Zone            string            `json:"zone,omitempty"`
+	ProximityGroup  string            `json:"proximityGroup,omitempty"`
+	DiskType        string            `json:"diskType,omitempty"`
+	License         string            `json:"license,omitempty"`
+	SecurityGroup   string            `json:"securityGroup,omitempty"`
+	PublicIP        bool              `json:"publicIp,omitempty"`
+	Tags            map[string]string `json:"tags,omitempty"`
 }
 
 // BootAdapter is how one adapter of a recovery VM is connected.
@@ -282,6 +301,7 @@ type BootAdapter struct {
 	Network string `json:"network,omitempty"` // of the recovery host; "" = link down
 	Subnet  string `json:"subnet,omitempty"`  // name, for people and guests; the host needs VLAN only
 	VLAN    int    `json:"vlan,omitempty"`    // access VLAN, 0 = untagged
+	IP      string `json:"ip,omitempty"`      // static address in a cloud's subnet
 }
 
 // BootResult says what runs.
@@ -337,6 +357,52 @@ type InventoryRequest struct {
 	Hypervisor string    `json:"hypervisor"`
 	VMs        []VM      `json:"vms"`
 	Networks   []Network `json:"networks,omitempty"`
+
+	Sizes []ComputeSize `json:"sizes,omitempty"` // of VMs that a cloud offers
+}
+
+// ComputeSize is dr.ComputeSize on the wire.
+type ComputeSize struct {
+	Name        string `json:"name"`
+	CPUs        int    `json:"cpus"`
+	MemoryMB    int    `json:"memoryMb"`
+	DataDisks   int    `json:"dataDisks"`
+	NICs        int    `json:"nics"`
+	Generations []int  `json:"generations,omitempty"`
+	Premium     bool   `json:"premium,omitempty"`
+	Problem     string `json:"problem,omitempty"` // why it can't be used
+}
+
+// WarmRequest says how far the warm replicas of an agent are.
+type WarmRequest struct {
+	Replicas []WarmStatus `json:"replicas,omitempty"`
+}
+
+// WarmStatus is one warm replica as the agent has it.
+type WarmStatus struct {
+	Item       string `json:"item"`
+	Machine    string `json:"machine"`
+	Generation uint32 `json:"generation,omitempty"` // of the point that it holds; with N 0 = none
+	N          uint64 `json:"n,omitempty"`
+	Busy       bool   `json:"busy,omitempty"`
+	Bytes      int64  `json:"bytes,omitempty"` // written since the last report
+	Requests   int64  `json:"requests,omitempty"`
+	Error      *Error `json:"error,omitempty"`
+}
+
+// WarmResponse lists all warm replicas that the agent is to keep; what else it has of this vault is to be removed.
+type WarmResponse struct {
+	Replicas []WarmOrder `json:"replicas"`
+}
+
+// WarmOrder asks for a warm replica to be brought to a point.
+type WarmOrder struct {
+	Item       string `json:"item"`
+	Machine    string `json:"machine"`
+	Serving    string `json:"serving"` // under which the point may be opened
+	Generation uint32 `json:"generation"`
+	N          uint64 `json:"n"`
+	Keep       int    `json:"keep,omitempty"` // how many points stay ready
 }
 
 // VM is a discovered VM.

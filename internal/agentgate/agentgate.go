@@ -77,6 +77,7 @@ func New(cfg Config) (*Gate, error) {
 	route(g, agentapi.PathCommits, v.CommitCut)
 	route(g, agentapi.PathPoints, v.OpenPoint)
 	route(g, agentapi.PathDigests, v.Digests)
+	route(g, agentapi.PathWarm, v.Warm)
 	route(g, agentapi.PathReport, nothing(v.Report))
 	route(g, agentapi.PathInventory, nothing(v.Inventory))
 	route(g, agentapi.PathVMM, nothing(v.ReportVMM))

@@ -25,6 +25,7 @@ const (
 	HyperVReplicaAzure         = "HyperVReplicaAzure"
 	HyperVReplicaAzureFailback = "HyperVReplicaAzureFailback"
 	HyperVSite                 = "HyperVSite"
+	Azure                      = "Azure"
 	KVMSite                    = "KVMSite" // ours; accepted as input, shown as HyperVSite
 	HyperVVirtualMachine       = "HyperVVirtualMachine"
 	VMM                        = "VMM"

@@ -40,6 +40,11 @@ type EnableDetails struct {
 	MemoryMB                      int               `json:"holdfastMemoryMB,omitempty"`    // MiB of the recovery VM; 0 = as the source
 	TestNetwork                   string            `json:"holdfastTestNetwork,omitempty"` // default network of test failovers
 	Seed                          string            `json:"holdfastSeed,omitempty"`        // machine id of a seed in the store (GET …/holdfast/seeds)
+
+	DiskType      string `json:"diskType,omitempty"`              // of managed disks; StandardSSD_LRS and the like
+	SecurityGroup string `json:"holdfastSecurityGroup,omitempty"` // resource id of a network security group
+	PublicIP      bool   `json:"holdfastPublicIp,omitempty"`
+	WarmReplica   bool   `json:"holdfastWarmReplica,omitempty"` // the disks are kept ready in page blobs
 }
 
 // DiskInput is one disk to include.
@@ -74,6 +79,10 @@ type UpdateDetails struct {
 	TargetVMTags                  map[string]string `json:"targetVmTags,omitempty"`
 	CPUs                          *int              `json:"holdfastCpus,omitempty"`
 	MemoryMB                      *int              `json:"holdfastMemoryMB,omitempty"`
+	DiskType                      *string           `json:"holdfastDiskType,omitempty"`
+	SecurityGroup                 *string           `json:"holdfastSecurityGroup,omitempty"`
+	PublicIP                      *bool             `json:"holdfastPublicIp,omitempty"`
+	WarmReplica                   *bool             `json:"holdfastWarmReplica,omitempty"`
 }
 
 // NICInput is what a client wants of one adapter.
@@ -276,6 +285,42 @@ type ProtectedItem struct {
 	Group       string     `json:"holdfastGroupId,omitempty"` // consistency group
 	Seeded      bool       `json:"holdfastSeeded,omitempty"`  // protection was begun with a seed
 	Statistics  Statistics `json:"holdfastStatistics"`
+
+	DiskType string       `json:"holdfastDiskType,omitempty"`
+	PublicIP bool         `json:"holdfastPublicIp,omitempty"`
+	Warm     *WarmReplica `json:"holdfastWarmReplica"` // null = the disks are not kept ready
+}
+
+// WarmReplica is how ready the disks of an item are kept in a cloud.
+type WarmReplica struct {
+	Point      string     `json:"recoveryPoint,omitempty"` // that they hold; empty = none yet
+	PointTime  *time.Time `json:"recoveryPointTime,omitempty"`
+	LagSeconds *int64     `json:"lagSeconds"` // from that point to the newest; null = none yet
+	Busy       bool       `json:"busy"`
+	Bytes      int64      `json:"bytesWritten"`
+	Requests   int64      `json:"requests"`
+	Problem    string     `json:"problem,omitempty"`
+	ReportedAt *time.Time `json:"reportedAt,omitempty"`
+}
+
+// ComputeSize is properties of a size that a recovery VM can have (targetComputeSizes).
+type ComputeSize struct {
+	Name        string             `json:"name"`
+	Friendly    string             `json:"friendlyName"`
+	Cores       int32              `json:"cpuCoresCount"`
+	VCPUs       int32              `json:"vCPUsAvailable"`
+	MemoryGB    float64            `json:"memoryInGB"`
+	DataDisks   int32              `json:"maxDataDiskCount"`
+	NICs        int32              `json:"maxNicsCount"`
+	Errors      []ComputeSizeError `json:"errors"` // why the item can't have it; empty = it can
+	HighIOPS    string             `json:"highIopsSupported"`
+	Generations []string           `json:"hyperVGenerations"`
+}
+
+// ComputeSizeError says why an item can't have a size.
+type ComputeSizeError struct {
+	Message  string `json:"message"`
+	Severity string `json:"severity"`
 }
 
 // Replication is the agent's word on an item, and what follows from it.

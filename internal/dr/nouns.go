@@ -29,6 +29,7 @@ const (
 	HyperVSite FabricType = "HyperVSite" // also how KVM sites show in the REST API
 	KVMSite    FabricType = "KVMSite"
 	VMMSite    FabricType = "VMM"
+	AzureSite  FabricType = "Azure" // a resource group in which VMs are recovered
 )
 
 // Fabric is a site that is managed as one.
@@ -192,6 +193,57 @@ type ItemSettings struct {
 	Network        string // network of the recovery site for real failovers
 	TestNetwork    string
 	Raw            string // provider-specific JSON as last sent, for a faithful echo
+	Cloud          CloudSettings
+}
+
+// CloudSettings are what a recovery VM gets in a cloud. Empty fields are the recovery site's defaults.
+type CloudSettings struct {
+	Size            string
+	ResourceGroup   string // name or resource id, as all that name a resource
+	AvailabilitySet string
+	Zone            string
+	ProximityGroup  string
+	DiskType        string
+	License         string
+	SecurityGroup   string
+	PublicIP        bool
+	Tags            map[string]string
+	NICs            []CloudNIC // those that somebody has set
+	Warm            bool       // the disks are kept ready: see WarmReplica
+}
+
+// CloudNIC is what somebody wants of one adapter of the recovery VM.
+type CloudNIC struct {
+	ID         string // of the source VM's adapter, as its host reports it
+	Unused     bool   // the recovery VM does not get it
+	Primary    bool
+	Subnet, IP string // of real failovers; IP "" = the next free address
+	TestSubnet string // of test failovers
+	TestIP     string
+}
+
+// ComputeSize is a size of VM that a cloud offers.
+type ComputeSize struct {
+	Name        string
+	CPUs        int
+	MemoryMB    int
+	DataDisks   int   // at most
+	NICs        int   // at most
+	Generations []int // 1, 2
+	Premium     bool  // takes premium disks
+	Problem     string
+}
+
+// WarmReplica is how ready the disks of an item are kept in a cloud.
+type WarmReplica struct {
+	Gen      Generation // of the point that they hold
+	N        uint64
+	Time     time.Time // of the point; zero = none is held yet
+	At       time.Time // when the agent said it
+	Bytes    int64     // written since it was begun
+	Requests int64
+	Busy     bool
+	Problem  string // why it is not brought further; empty = it is
 }
 
 // ReplicationStatus is what the source agent last said about an item.

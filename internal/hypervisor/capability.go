@@ -50,6 +50,12 @@ type Pulse interface {
 	Pulse(ctx context.Context, vm dr.VMID) (sign string, alive bool, err error)
 }
 
+// Sizer knows the sizes of VM that a cloud offers.
+type Sizer interface {
+	// Sizes lists all sizes of the region, those that can't be used with the reason.
+	Sizes(ctx context.Context) ([]dr.ComputeSize, error)
+}
+
 // Patcher writes blocks into the existing disk of a VM that is off: what
 // failback into the original VM needs.
 type Patcher interface {

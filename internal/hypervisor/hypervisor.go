@@ -199,6 +199,8 @@ type BootSpec struct {
 	Adapters []BootNIC
 	// Cloud is what a recovery VM of a cloud gets beyond that; hosts ignore it.
 	Cloud CloudTarget
+	// Progress is told how many bytes of all disks have been copied, where a boot copies. It may be nil, and does not block.
+	Progress func(done, total int64)
 }
 
 // CloudTarget says what a recovery VM gets in a cloud. Empty fields are the site's defaults.

@@ -152,3 +152,8 @@ func agentError(e *agentapi.Error) error {
 	out.Hint = e.Hint
 	return out
 }
+
+// Warm takes what an agent says of its warm replicas, and tells it what to keep.
+func (v channel) Warm(ctx context.Context, agent dr.AgentID, r agentapi.WarmRequest) (agentapi.WarmResponse, error) {
+	return v.Warmth.Warm(ctx, agent, r)
+}

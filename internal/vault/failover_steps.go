@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -368,8 +369,12 @@ func (v recovery) bootStep() job.Handler {
 			return job.Command{}, "", err
 		}
 		serving.Booted = true // from here on there may be something to remove
+		patience, err := v.patience(ctx, it)
+		if err != nil {
+			return job.Command{}, "", err
+		}
 		err = s.Commit(ctx, func(tx *sql.Tx) error { return vaultdb.SaveServing(ctx, tx, serving) })
-		return command(serving.Agent, agentapi.CmdBootPoint, payload, bootTimeout), "", err
+		return command(serving.Agent, agentapi.CmdBootPoint, payload, patience), "", err
 	}, func(ctx context.Context, s *job.StepContext, in itemInput, _ vaultdb.Item, r job.Reply) (job.Result, error) {
 		var res agentapi.BootResult
 		if err := r.Decode(&res); err != nil {
@@ -399,6 +404,25 @@ func (v recovery) bootStep() job.Handler {
 	})
 }
 
+// copyRate is below what any platform copies disks at before a VM starts, bytes a second.
+const copyRate = 8 << 20
+
+// patience is how long a boot may take: Hyper-V hosts and clouds copy the disks first.
+func (v recovery) patience(ctx context.Context, it vaultdb.Item) (time.Duration, error) {
+	vm, err := vaultdb.VM(ctx, v.st.Q(), it.Fabric, it.VM)
+	if err != nil && dr.KindOf(err) != dr.KindNotFound {
+		return 0, err
+	}
+	total := int64(1) << 40 // of a VM that nobody knows any more
+	if err == nil {
+		total = 0
+		for _, d := range vm.Disks {
+			total += d.Size
+		}
+	}
+	return bootTimeout + time.Duration(total/copyRate)*time.Second, nil
+}
+
 func testNetwork(in itemInput, it vaultdb.Item) string {
 	for _, n := range []string{in.Network, it.Settings.TestNetwork} {
 		if n != "" {
@@ -419,7 +443,7 @@ func (v recovery) bootPayload(ctx context.Context, in itemInput, it vaultdb.Item
 		if !in.Offline {
 			p.Network = testNetwork(in, it)
 		}
-		return p, nil
+		return p, v.cloud(ctx, &p, it, true)
 	}
 	// The recovery VM is the same machine for everybody who knows its identity,
 	// unless both agents work on one host, which can't have it twice.
@@ -433,9 +457,56 @@ func (v recovery) bootPayload(ctx context.Context, in itemInput, it vaultdb.Item
 	}
 	p.KeepUUID = src.MachineID != dst.MachineID
 	if !in.Offline {
-		err = v.realNetwork(ctx, &p, in, it, dst)
+		if err := v.realNetwork(ctx, &p, in, it, dst); err != nil {
+			return p, err
+		}
 	}
-	return p, err
+	return p, v.cloud(ctx, &p, it, false)
+}
+
+// cloud adds what somebody has set for the recovery VM in a cloud. What is set for
+// an adapter goes before what a network mapping says of its subnet.
+func (v recovery) cloud(ctx context.Context, p *agentapi.BootPayload, it vaultdb.Item, test bool) error {
+	c := it.Settings.Cloud
+	p.Cloud = &agentapi.CloudTarget{Size: c.Size, ResourceGroup: c.ResourceGroup, AvailabilitySet: c.AvailabilitySet, Zone: c.Zone, ProximityGroup: c.ProximityGroup, DiskType: c.DiskType,
+		License: c.License, SecurityGroup: c.SecurityGroup, PublicIP: c.PublicIP && !test, Tags: c.Tags}
+	if len(c.NICs) == 0 || p.Network == "" {
+		return nil
+	}
+	vm, err := vaultdb.VM(ctx, v.st.Q(), it.Fabric, it.VM)
+	if dr.KindOf(err) == dr.KindNotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if len(p.Adapters) == 0 {
+		for _, n := range vm.NICs {
+			p.Adapters = append(p.Adapters, agentapi.BootAdapter{MAC: n.MAC, ID: n.ID, Network: p.Network})
+		}
+	}
+	for _, want := range c.NICs {
+		i := slices.IndexFunc(p.Adapters, func(a agentapi.BootAdapter) bool { return a.ID == want.ID })
+		if i < 0 {
+			continue // the VM has lost the adapter
+		}
+		a := &p.Adapters[i]
+		switch {
+		case want.Unused:
+			a.Network, a.Subnet, a.VLAN = "", "", 0
+		case test:
+			a.Subnet, a.IP = cmp.Or(want.TestSubnet, a.Subnet), want.TestIP
+		default:
+			a.Subnet, a.IP = cmp.Or(want.Subnet, a.Subnet), want.IP
+		}
+	}
+	for i, a := range p.Adapters { // the primary adapter is the first
+		if slices.ContainsFunc(c.NICs, func(n dr.CloudNIC) bool { return n.Primary && n.ID == a.ID }) {
+			p.Adapters = slices.Insert(slices.Delete(slices.Clone(p.Adapters), i, i+1), 0, a)
+			break
+		}
+	}
+	return nil
 }
 
 // chosenNetwork is the network that somebody chose for a real failover of the

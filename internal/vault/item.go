@@ -18,6 +18,7 @@ import (
 	"holdfast/internal/vault/shape"
 	"holdfast/internal/vault/site"
 	"holdfast/internal/vault/state"
+	"holdfast/internal/vault/warm"
 	"holdfast/internal/vault/work"
 	"holdfast/internal/vaultdb"
 )
@@ -116,7 +117,10 @@ func (v items) insertOrRetry(ctx context.Context, tx *sql.Tx, it *vaultdb.Item) 
 		return err
 	}
 	if err != nil || old.Protection != dr.EnableFailed || old.VM != it.VM || old.Job != "" {
-		return vaultdb.InsertItem(ctx, tx, *it)
+		if err := vaultdb.InsertItem(ctx, tx, *it); err != nil {
+			return err
+		}
+		return warm.Sync(ctx, tx, *it)
 	}
 	if it.More.Seed && it.Machine != old.Machine {
 		return dr.New(dr.KindConflict, dr.CodeAlreadyExists, "vault.Enable", "%s has a replica already that was begun without this seed", it.VMName).
@@ -177,6 +181,9 @@ func (v items) Update(ctx context.Context, r UpdateRequest) (dr.JobID, error) {
 			return err
 		}
 		r.Settings(&it.Settings)
+		if err := warm.Sync(ctx, tx, it); err != nil {
+			return err
+		}
 		return v.st.SaveItem(ctx, tx, it)
 	})
 }
@@ -210,6 +217,11 @@ func (v items) Detail(ctx context.Context, id dr.ItemID) (Detail, error) {
 	out := Detail{PauseReason: it.More.PauseReason, ResumeAt: it.More.ResumeAt, Excluded: it.More.Excluded, Seeded: it.More.Seed,
 		NextInitial: r.NextInitial, Attempt: r.Attempt, RetryAt: r.RetryAt, SentBytes: r.SentBytes, CutDisks: r.CutDisks,
 		ResyncCode: r.ResyncReason, ResyncText: it.Resync, NextResync: r.NextResync}
+	if w, ok, err := v.Warmth.Of(ctx, id); err != nil {
+		return Detail{}, err
+	} else if ok {
+		out.Warm = &w
+	}
 	vm, err := vaultdb.VM(ctx, v.st.Q(), it.Fabric, it.VM)
 	if err != nil && dr.KindOf(err) != dr.KindNotFound {
 		return out, state.Outward(err)

@@ -72,8 +72,9 @@ type Detail struct {
 	Seeded   bool     // protection was begun with a seed
 	Group    dr.GroupID
 
-	Statistics Statistics // of the running monitoring interval
-	Anomaly    *Anomaly   // open alarm; nil = none
+	Warm       *dr.WarmReplica // nil = the disks are not kept ready
+	Statistics Statistics      // of the running monitoring interval
+	Anomaly    *Anomaly        // open alarm; nil = none
 }
 
 // SessionLifetime is how long a session of the portal lasts.

@@ -64,6 +64,7 @@ import (
 	"holdfast/internal/vault/site"
 	"holdfast/internal/vault/state"
 	"holdfast/internal/vault/upkeep"
+	"holdfast/internal/vault/warm"
 	"holdfast/internal/vault/work"
 	"holdfast/internal/vaultdb"
 )
@@ -153,6 +154,7 @@ type core struct {
 	*network.Directory
 	*upkeep.Keeper
 	*work.Board
+	Warmth *warm.Keeper // warm replicas
 
 	cfg Config
 	st  *state.State
@@ -207,6 +209,7 @@ func New(cfg Config) (*Vault, error) {
 	c.Sites = site.New(st, c.Board, v.ident.Authority, cfg.PublicURL)
 	c.Profiles = site.NewProfiles(c.Sites)
 	c.Watcher = shape.New(st, c.Board)
+	c.Warmth = warm.New(st, c.Replicas.Lease)
 	c.Directory = network.New(st, c.Board, c.Sites)
 	c.Keeper = upkeep.New(upkeep.Config{State: st, Jobs: c.Board, Bucket: cfg.Bucket, Store: c.Replicas.Reader(), Keys: c.Replicas.Keyring(), Compactor: c.compactor,
 		Software: cfg.Version, Want: c.Control.Want, Reconcile: c.Replicas.Reconcile, Tick: cfg.UpkeepEvery, ScrubRate: cfg.ScrubRate,

@@ -57,6 +57,7 @@ func DeleteFabric(ctx context.Context, q sqldb.Querier, id dr.FabricID) error {
 		"delete from vm where fabric = $1",
 		"delete from registration_key where fabric = $1",
 		"delete from network where agent in (select id from provider where fabric = $1)",
+		"delete from compute_size where agent in (select id from provider where fabric = $1)",
 		"delete from provider where fabric = $1 and revoked = 1",
 		"delete from network_mapping where fabric = $1 or target_fabric = $1",
 		"delete from storage_mapping where fabric = $1 or target_fabric = $1",

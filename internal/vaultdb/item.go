@@ -2,6 +2,7 @@ package vaultdb
 
 import (
 	"context"
+	"reflect"
 	"time"
 
 	"holdfast/internal/dr"
@@ -61,6 +62,31 @@ type (
 		Network        string `json:"network,omitempty"`
 		TestNetwork    string `json:"testNetwork,omitempty"`
 		Raw            string `json:"raw,omitempty"`
+
+		Cloud *targetDoc `json:"cloud,omitempty"` // since 2026-11-23
+	}
+	targetDoc struct {
+		Size            string            `json:"size,omitempty"`
+		ResourceGroup   string            `json:"resourceGroup,omitempty"`
+		AvailabilitySet string            `json:"availabilitySet,omitempty"`
+		Zone            string            `json:"zone,omitempty"`
+		ProximityGroup  string            `json:"proximityGroup,omitempty"`
+		DiskType        string            `json:"diskType,omitempty"`
+		License         string            `json:"license,omitempty"`
+		SecurityGroup   string            `json:"securityGroup,omitempty"`
+		PublicIP        bool              `json:"publicIp,omitempty"`
+		Tags            map[string]string `json:"tags,omitempty"`
+		NICs            []targetNICDoc    `json:"nics,omitempty"`
+		Warm            bool              `json:"warm,omitempty"`
+	}
+	targetNICDoc struct {
+		ID         string `json:"id"`
+		Unused     bool   `json:"unused,omitempty"`
+		Primary    bool   `json:"primary,omitempty"`
+		Subnet     string `json:"subnet,omitempty"`
+		IP         string `json:"ip,omitempty"`
+		TestSubnet string `json:"testSubnet,omitempty"`
+		TestIP     string `json:"testIp,omitempty"`
 	}
 	healthDoc struct {
 		Code     dr.Code   `json:"code,omitempty"`
@@ -98,6 +124,31 @@ type (
 	}
 )
 
+func toSettingsDoc(s dr.ItemSettings) settingsDoc {
+	d := settingsDoc{RecoveryVMName: s.RecoveryVMName, CPUs: s.CPUs, MemoryMB: s.MemoryMB, Network: s.Network, TestNetwork: s.TestNetwork, Raw: s.Raw}
+	c := s.Cloud
+	if reflect.ValueOf(c).IsZero() {
+		return d
+	}
+	d.Cloud = &targetDoc{c.Size, c.ResourceGroup, c.AvailabilitySet, c.Zone, c.ProximityGroup, c.DiskType, c.License, c.SecurityGroup, c.PublicIP, c.Tags, nil, c.Warm}
+	for _, n := range c.NICs {
+		d.Cloud.NICs = append(d.Cloud.NICs, targetNICDoc(n))
+	}
+	return d
+}
+
+func (d settingsDoc) domain() dr.ItemSettings {
+	s := dr.ItemSettings{RecoveryVMName: d.RecoveryVMName, CPUs: d.CPUs, MemoryMB: d.MemoryMB, Network: d.Network, TestNetwork: d.TestNetwork, Raw: d.Raw}
+	if c := d.Cloud; c != nil {
+		s.Cloud = dr.CloudSettings{Size: c.Size, ResourceGroup: c.ResourceGroup, AvailabilitySet: c.AvailabilitySet, Zone: c.Zone, ProximityGroup: c.ProximityGroup, DiskType: c.DiskType,
+			License: c.License, SecurityGroup: c.SecurityGroup, PublicIP: c.PublicIP, Tags: c.Tags, Warm: c.Warm}
+		for _, n := range c.NICs {
+			s.Cloud.NICs = append(s.Cloud.NICs, dr.CloudNIC(n))
+		}
+	}
+	return s
+}
+
 func toHealthDoc(h dr.HealthError) healthDoc {
 	return healthDoc{h.Code, h.Severity, h.Message, h.Cause, h.Remedy, sqldb.Micros(h.Since)}
 }
@@ -134,7 +185,7 @@ func scanItem(s scanner) (it Item, err error) {
 		return it, err
 	}
 	set, err := decode[settingsDoc](settings)
-	it.Settings = dr.ItemSettings(set)
+	it.Settings = set.domain()
 	it.Paused, it.SourceStopped = paused != 0, stopped != 0
 	it.Created, it.LastTest, it.LastFailover = sqldb.Time(created), sqldb.Time(lastTest), sqldb.Time(lastFailover)
 	return it, err
@@ -156,7 +207,7 @@ func InsertItem(ctx context.Context, q sqldb.Querier, it Item) error {
 		it.ID, it.Fabric, it.Name, it.VM, it.VMName, it.Policy, it.Machine, it.Gen, it.SourceAgent, it.RecoveryFabric, it.RecoveryAgent,
 		encode(it.Disks), it.Protection, it.Failover, it.Test, it.Active, it.Resync, it.ResyncRequest, flag(it.Paused), flag(it.SourceStopped),
 		it.Job, it.FailedOverTo, it.RecoveryVM, it.TestVM, it.TestNetwork, it.Health, itemHealth(it.HealthErrors),
-		encode(settingsDoc(it.Settings)), sqldb.Micros(it.Created), sqldb.Micros(it.LastTest), sqldb.Micros(it.LastFailover),
+		encode(toSettingsDoc(it.Settings)), sqldb.Micros(it.Created), sqldb.Micros(it.LastTest), sqldb.Micros(it.LastFailover),
 		it.LastTestReport, encode(it.More), Key(it.Name))
 	if err == nil && n == 0 {
 		return exists("vaultdb.InsertItem", "protected item", it.Name)
@@ -173,7 +224,7 @@ func UpdateItem(ctx context.Context, q sqldb.Querier, it Item) error {
 		settings = $21, last_test = $22, last_failover = $23, last_report = $24, vm_name = $25, more = $26, rev = rev + 1 where id = $1`,
 		it.ID, it.Policy, it.Gen, it.SourceAgent, it.RecoveryFabric, it.RecoveryAgent, encode(it.Disks), it.Protection, it.Failover,
 		it.Test, it.Active, it.Resync, it.ResyncRequest, flag(it.Paused), flag(it.SourceStopped), it.Job, it.FailedOverTo, it.RecoveryVM,
-		it.TestVM, it.TestNetwork, encode(settingsDoc(it.Settings)), sqldb.Micros(it.LastTest), sqldb.Micros(it.LastFailover),
+		it.TestVM, it.TestNetwork, encode(toSettingsDoc(it.Settings)), sqldb.Micros(it.LastTest), sqldb.Micros(it.LastFailover),
 		it.LastTestReport, it.VMName, encode(it.More))
 	if err == nil && n == 0 {
 		return notFound("vaultdb.UpdateItem", "protected item", it.Name)
@@ -235,6 +286,7 @@ func DeleteItem(ctx context.Context, q sqldb.Querier, it Item) error {
 		"delete from point where machine = (select machine from item where id = $1)",
 		"delete from generation where machine = (select machine from item where id = $1)",
 		"delete from serving where item = $1",
+		"delete from warm where item = $1",
 		"delete from screenshot where item = $1",
 		"delete from status where item = $1",
 		"delete from item where id = $1",

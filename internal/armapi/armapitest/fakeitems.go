@@ -261,3 +261,13 @@ func (w *world) points(it *dr.ProtectedItem) []dr.RecoveryPoint {
 	}
 	return out
 }
+
+// ComputeSizes implements armapi.Items: two sizes, one of which is too small.
+func (x items) ComputeSizes(_ context.Context, id dr.ItemID) ([]dr.ComputeSize, error) {
+	defer x.w.lock()()
+	if x.w.itemOf(id) == nil {
+		return nil, missing("protected item", string(id))
+	}
+	return []dr.ComputeSize{{Name: "Standard_B1s", CPUs: 1, MemoryMB: 1024, DataDisks: 2, NICs: 2, Generations: []int{1, 2}, Problem: "it has 1024 MiB of memory, the VM has 2048"},
+		{Name: "Standard_D2s_v5", CPUs: 2, MemoryMB: 8192, DataDisks: 4, NICs: 2, Generations: []int{1, 2}, Premium: true}}, nil
+}

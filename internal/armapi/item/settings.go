@@ -3,6 +3,8 @@ package item
 import (
 	"cmp"
 	"encoding/json"
+	"maps"
+	"slices"
 	"strings"
 
 	"holdfast/internal/armapi/route"
@@ -62,9 +64,10 @@ func (t targetSettings) encode() string {
 	return string(b)
 }
 
-// networkName is the name of a network given by id or by name.
+// networkName is the name of a network given by id or by name. A virtual network
+// of Azure is known by its id.
 func networkName(id string) string {
-	if !strings.Contains(id, "/") {
+	if !strings.Contains(id, "/") || strings.Contains(strings.ToLower(id), "/providers/microsoft.network/virtualnetworks/") {
 		return id
 	}
 	return site.BaseName(strings.TrimRight(id, "/"))
@@ -82,7 +85,50 @@ func enableSettings(in armwire.EnableDetails) dr.ItemSettings {
 	return dr.ItemSettings{
 		RecoveryVMName: in.TargetAzureVMName, CPUs: in.CPUs, MemoryMB: in.MemoryMB,
 		Network: networkName(in.TargetAzureNetworkID), TestNetwork: networkName(in.TestNetwork), Raw: t.encode(),
+		Cloud: dr.CloudSettings{DiskType: cmp.Or(in.DiskType, diskType(in.DisksToIncludeForManagedDisks)), SecurityGroup: in.SecurityGroup, PublicIP: in.PublicIP, Warm: in.WarmReplica,
+			Size: t.VMSize, ResourceGroup: t.ResourceGroup, AvailabilitySet: t.AvailabilitySet, Zone: t.Zone, ProximityGroup: t.PlacementGroup, License: licence(t), Tags: t.Tags},
 	}
+}
+
+// diskType is the one that is asked for the disks; Holdfast has one for all disks of a VM.
+func diskType(in []armwire.DiskInput) string {
+	for _, d := range in {
+		if d.DiskType != "" {
+			return d.DiskType
+		}
+	}
+	return ""
+}
+
+// licence is the one of Windows or of Linux; the words by which clients say "none" are none.
+func licence(t targetSettings) string {
+	for _, l := range []string{t.License, t.LinuxLicense} {
+		switch strings.ToLower(l) {
+		case "", "notspecified", "nolicensetype":
+		case "windowsserver":
+			return "Windows_Server" // as Azure's compute service says it
+		default:
+			return l
+		}
+	}
+	return ""
+}
+
+// cloudNICs reads what clients want of the adapters.
+func cloudNICs(t targetSettings) (out []dr.CloudNIC) {
+	for _, id := range slices.Sorted(maps.Keys(t.NICs)) {
+		var in armwire.NICInput
+		if json.Unmarshal(t.NICs[id], &in) != nil {
+			continue
+		}
+		n := dr.CloudNIC{ID: id, Unused: strings.EqualFold(in.SelectionType, "NotSelected"), Primary: strings.EqualFold(t.SelectedNIC, id)}
+		if len(in.IPConfigs) > 0 {
+			w := in.IPConfigs[0]
+			n.Subnet, n.IP, n.TestSubnet, n.TestIP = w.RecoverySubnetName, w.RecoveryStaticIPAddress, w.TFOSubnetName, w.TFOStaticIPAddress
+		}
+		out = append(out, n)
+	}
+	return out
 }
 
 // applyUpdate changes settings by what the client sent; absent fields stay.
@@ -126,6 +172,19 @@ func applyUpdate(s *dr.ItemSettings, in armwire.UpdateInput, more armwire.Update
 		s.MemoryMB = *more.MemoryMB
 	}
 	s.Raw = t.encode()
+	c := &s.Cloud
+	c.Size, c.ResourceGroup, c.AvailabilitySet, c.Zone, c.ProximityGroup, c.License, c.Tags = t.VMSize, t.ResourceGroup, t.AvailabilitySet, t.Zone, t.PlacementGroup, licence(t), t.Tags
+	c.NICs = cloudNICs(t)
+	for _, f := range []struct{ to, from *string }{{&c.DiskType, more.DiskType}, {&c.SecurityGroup, more.SecurityGroup}} {
+		if f.from != nil {
+			*f.to = *f.from
+		}
+	}
+	for _, f := range []struct{ to, from *bool }{{&c.PublicIP, more.PublicIP}, {&c.Warm, more.WarmReplica}} {
+		if f.from != nil {
+			*f.to = *f.from
+		}
+	}
 }
 
 // checkSize refuses sizes that no VM can have.

@@ -25,6 +25,7 @@ const (
 	TVMs        = "replicationProtectableItems"
 	TItems      = "replicationProtectedItems"
 	TPoints     = "recoveryPoints"
+	TSizes      = "targetComputeSizes"
 	TMappings   = "replicationProtectionContainerMappings"
 	TPolicies   = "replicationPolicies"
 	TJobs       = "replicationJobs"

@@ -78,6 +78,8 @@ type Items interface {
 	Update(ctx context.Context, r vault.UpdateRequest) (dr.JobID, error)
 	Disable(ctx context.Context, id dr.ItemID, purge bool, by string) (dr.JobID, error)
 	AllowedOperations(ctx context.Context, id dr.ItemID) ([]string, error) // ASR's names
+	// ComputeSizes are the sizes of VM that the recovery site's cloud offers.
+	ComputeSizes(ctx context.Context, id dr.ItemID) ([]dr.ComputeSize, error)
 }
 
 // Failovers are what is done with protected items.

@@ -13,8 +13,8 @@ import (
 
 // shownType is the fabric type in the API's words: KVM sites appear as Hyper-V sites.
 func shownType(t dr.FabricType) string {
-	if t == dr.VMMSite {
-		return string(dr.VMMSite)
+	if t == dr.VMMSite || t == dr.AzureSite {
+		return string(t)
 	}
 	return armwire.HyperVSite
 }
@@ -143,8 +143,10 @@ func fabricType(in armwire.FabricInput) (dr.FabricType, error) {
 		return dr.KVMSite, nil
 	case strings.EqualFold(t, armwire.VMM):
 		return dr.VMMSite, nil
+	case strings.EqualFold(t, armwire.Azure):
+		return dr.AzureSite, nil
 	}
-	return "", dr.New(dr.KindUnsupported, route.CodeNotSupported, "armapi.putFabric", "sites of type %q can't be created; use %s, %s or %s", route.Clip(t), armwire.HyperVSite, armwire.KVMSite, armwire.VMM)
+	return "", dr.New(dr.KindUnsupported, route.CodeNotSupported, "armapi.putFabric", "sites of type %q can't be created; use %s, %s, %s or %s", route.Clip(t), armwire.HyperVSite, armwire.KVMSite, armwire.VMM, armwire.Azure)
 }
 
 // removeFabric serves remove (POST) and purge (DELETE, also when hosts are gone).

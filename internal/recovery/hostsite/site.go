@@ -53,7 +53,10 @@ type Config struct {
 	Servings Servings
 	Dir      string // records and disk images; QEMU must be able to read it
 	Image    string // how the names of disk images end: .qcow2 (default), .vhdx
-	Log      *slog.Logger
+	// Images finds the disks of a point that a warm replica holds: by disk id the
+	// address that hypervisor.BootDisk.Image wants. Nil or empty means that there are none. It may be nil.
+	Images func(ctx context.Context, m dr.MachineID, gen dr.Generation, n uint64) (map[string]string, error)
+	Log    *slog.Logger
 }
 
 // Site runs recovery VMs on this host. It is safe for concurrent use; calls
@@ -109,8 +112,9 @@ func (s *Site) recordPath(serving string) string {
 
 func (s *Site) imageDir(serving string) string { return filepath.Join(s.cfg.Dir, "vm", serving) }
 
-// Boot serves the point and starts a VM on it.
-func (s *Site) Boot(ctx context.Context, p agentapi.BootPayload) (agentapi.BootResult, error) {
+// Boot serves the point and starts a VM on it. progress may be nil; it is called
+// while disks are copied, on platforms that copy them before the VM starts.
+func (s *Site) Boot(ctx context.Context, p agentapi.BootPayload, progress func(done, total int64)) (agentapi.BootResult, error) {
 	const op = "hostsite.Boot"
 	if p.Serving == "" || p.Serving != filepath.Base(p.Serving) || p.VMName == "" {
 		return agentapi.BootResult{}, dr.Errorf(dr.KindInvalid, op, "boot of serving %q as VM %q: both need a name", p.Serving, p.VMName)
@@ -141,6 +145,10 @@ func (s *Site) Boot(ctx context.Context, p agentapi.BootPayload) (agentapi.BootR
 		return agentapi.BootResult{}, err
 	}
 	spec := s.bootSpec(p, vm, disks)
+	spec.Progress = progress
+	if err := s.ready(ctx, p, &spec); err != nil {
+		return agentapi.BootResult{}, err
+	}
 	if err := os.MkdirAll(s.imageDir(p.Serving), 0o755); err != nil {
 		return agentapi.BootResult{}, dr.Errorf(dr.KindUnavailable, op, "make image directory: %w", err)
 	}
@@ -178,6 +186,10 @@ func (s *Site) bootSpec(p agentapi.BootPayload, vm cut.VMRecord, disks []hydrate
 			Native: vm.Config,
 		},
 	}
+	if c := p.Cloud; c != nil {
+		spec.Cloud = hypervisor.CloudTarget{Size: c.Size, ResourceGroup: c.ResourceGroup, AvailabilitySet: c.AvailabilitySet, Zone: c.Zone, ProximityGroup: c.ProximityGroup,
+			DiskType: c.DiskType, LicenseType: c.License, SecurityGroup: c.SecurityGroup, PublicIP: c.PublicIP, Tags: c.Tags}
+	}
 	for _, n := range vm.NICs {
 		spec.Config.VM.NICs = append(spec.Config.VM.NICs, dr.NIC{ID: n.MAC, MAC: n.MAC, Network: n.Network, VLAN: n.VLAN})
 	}
@@ -187,6 +199,31 @@ func (s *Site) bootSpec(p agentapi.BootPayload, vm cut.VMRecord, disks []hydrate
 		})
 	}
 	return spec
+}
+
+// ready has the disks made from a warm replica, if it holds every disk of this very
+// point. Not being able to ask costs time only: then the point itself is copied.
+func (s *Site) ready(ctx context.Context, p agentapi.BootPayload, spec *hypervisor.BootSpec) error {
+	if s.cfg.Images == nil {
+		return nil
+	}
+	images, err := s.cfg.Images(ctx, dr.MachineID(p.Machine), dr.Generation(p.Generation), p.N)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		s.cfg.Log.Warn("the warm replica can't be used, the disks are copied", "machine", p.Machine, "err", err)
+		return nil
+	}
+	for _, d := range spec.Disks {
+		if images[d.ID] == "" {
+			return nil
+		}
+	}
+	for i := range spec.Disks {
+		spec.Disks[i].Image = images[spec.Disks[i].ID]
+	}
+	return nil
 }
 
 // firmware matches console lines that prove nothing about the guest.
@@ -458,7 +495,7 @@ func (s *Site) byVM(vm string) (record, error) {
 // adapters is how the mappings of the vault connect each adapter.
 func adapters(in []agentapi.BootAdapter) (out []hypervisor.BootNIC) {
 	for _, a := range in {
-		out = append(out, hypervisor.BootNIC{MAC: a.MAC, Network: a.Network, VLAN: a.VLAN})
+		out = append(out, hypervisor.BootNIC{MAC: a.MAC, Network: a.Network, VLAN: a.VLAN, Subnet: a.Subnet, IP: a.IP})
 	}
 	return out
 }

@@ -115,17 +115,17 @@ func TestBootVerifyLocalRemove(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
 	ctx := t.Context()
-	first, err := s.Boot(ctx, s.pay)
+	first, err := s.Boot(ctx, s.pay, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := s.Boot(ctx, s.pay)
+	again, err := s.Boot(ctx, s.pay, nil)
 	if err != nil || again.VM != first.VM {
 		t.Fatalf("booting again: %+v %v", again, err)
 	}
 	other := s.pay
 	other.N++
-	if _, err := s.Boot(ctx, other); dr.KindOf(err) != dr.KindConflict {
+	if _, err := s.Boot(ctx, other, nil); dr.KindOf(err) != dr.KindConflict {
 		t.Errorf("another point under the same serving: %v", err)
 	}
 	v, err := s.Verify(ctx, agentapi.VerifyPayload{VM: first.VM, TimeoutSeconds: 5})
@@ -151,7 +151,7 @@ func TestBootVerifyLocalRemove(t *testing.T) {
 		t.Error("the serving goes on although nothing needs it")
 	}
 	// Repeats after the serving is gone find the same VM.
-	if again, err = s.Boot(ctx, s.pay); err != nil || again.VM != first.VM {
+	if again, err = s.Boot(ctx, s.pay, nil); err != nil || again.VM != first.VM {
 		t.Errorf("boot of a local VM: %+v %v", again, err)
 	}
 	if err := s.MakeLocal(ctx, agentapi.VMPayload{VM: first.VM}, nil); err != nil {
@@ -193,7 +193,7 @@ func TestRemoveAfterAnyFailure(t *testing.T) {
 			t.Parallel()
 			s := newStage(t)
 			fired := f.prep(s)
-			if _, err := s.Boot(t.Context(), s.pay); err == nil || fired() == 0 {
+			if _, err := s.Boot(t.Context(), s.pay, nil); err == nil || fired() == 0 {
 				t.Fatalf("the fault did not fire: %v", err)
 			}
 			s.serve.fails = nil
@@ -208,7 +208,7 @@ func TestRemoveAfterAnyFailure(t *testing.T) {
 				t.Errorf("left behind: %v", left)
 			}
 			// And the same serving can be booted afterwards.
-			if _, err := s.Boot(t.Context(), s.pay); err != nil {
+			if _, err := s.Boot(t.Context(), s.pay, nil); err != nil {
 				t.Error(err)
 			}
 			if err := s.Remove(t.Context(), agentapi.RemovePayload{Serving: "s1"}); err != nil {
@@ -260,7 +260,7 @@ func TestVerifyByPulse(t *testing.T) {
 	s := newStage(t)
 	h := &blind{Host: s.host}
 	s.Site = hostsite.New(hostsite.Config{Host: h, Servings: s.serve, Dir: s.dir, Image: ".vhdx"})
-	b, err := s.Boot(t.Context(), s.pay)
+	b, err := s.Boot(t.Context(), s.pay, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

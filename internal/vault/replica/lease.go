@@ -31,6 +31,11 @@ func ServingLease(s vaultdb.Serving) Reader {
 	return Reader{UID: s.ID, Machine: s.Machine, Gen: s.Gen, N: s.N, Holder: "serving " + s.ID + " (" + string(s.Kind) + ") on agent " + string(s.Agent)}
 }
 
+// WarmLease is the reader that a warm replica stands for.
+func WarmLease(w vaultdb.Warm) Reader {
+	return Reader{UID: w.Serving, Machine: w.Machine, Gen: w.Gen, N: w.N, Holder: "warm replica of item " + string(w.Item) + " on agent " + string(w.Agent)}
+}
+
 // Lease keeps what a point needs from being deleted, from now on for at least
 // half of leaseLifetime. It costs nothing while the lease that this process
 // made before lasts that long.
@@ -76,6 +81,15 @@ func (r *Replicas) RenewLeases(ctx context.Context) error {
 	for _, s := range all {
 		if !s.Local {
 			errs = append(errs, r.Lease(ctx, ServingLease(s)))
+		}
+	}
+	warm, err := vaultdb.Warms(ctx, r.st.Q())
+	if err != nil {
+		return err
+	}
+	for _, w := range warm {
+		if w.N > 0 && (w.Gen != w.Held.Gen || w.N != w.Held.N) {
+			errs = append(errs, r.Lease(ctx, WarmLease(w)))
 		}
 	}
 	for _, x := range r.views.readers() {

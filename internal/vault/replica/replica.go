@@ -451,6 +451,11 @@ func (r *Replicas) ReconcileAll(ctx context.Context) error {
 func (r *Replicas) OpenPoint(ctx context.Context, agent dr.AgentID, req agentapi.OpenPointRequest) (agentapi.OpenPointResponse, error) {
 	const op = "vault.OpenPoint"
 	s, err := vaultdb.ServingByID(ctx, r.st.Q(), req.Serving)
+	if dr.KindOf(err) == dr.KindNotFound {
+		var w vaultdb.Warm
+		w, err = vaultdb.WarmByServing(ctx, r.st.Q(), req.Serving)
+		s = vaultdb.Serving{ID: w.Serving, Item: w.Item, Machine: w.Machine, Gen: w.Gen, N: w.N, Agent: w.Agent, Kind: "warm"}
+	}
 	if err != nil && dr.KindOf(err) != dr.KindNotFound {
 		return agentapi.OpenPointResponse{}, state.Outward(err)
 	}

@@ -82,7 +82,7 @@ func (s *Sites) CreateFabric(ctx context.Context, name string, t dr.FabricType, 
 		return "", err
 	}
 	switch t {
-	case dr.HyperVSite, dr.KVMSite, dr.VMMSite:
+	case dr.HyperVSite, dr.KVMSite, dr.VMMSite, dr.AzureSite:
 	default:
 		return "", dr.Errorf(dr.KindInvalid, op, "%q is not a type of site", t)
 	}

@@ -50,6 +50,15 @@ func (s *Sites) Inventory(ctx context.Context, agent dr.AgentID, r agentapi.Inve
 			nets[i] = vaultdb.Network{Agent: agent, Name: n.Name, Isolated: n.Isolated, Active: n.Active}
 		}
 		s.st.Changed(tx, "site", string(p.Fabric))
+		if len(r.Sizes) > 0 { // a cloud that could not be asked keeps those that it had
+			sizes := make([]dr.ComputeSize, len(r.Sizes))
+			for i, x := range r.Sizes {
+				sizes[i] = dr.ComputeSize{Name: x.Name, CPUs: x.CPUs, MemoryMB: x.MemoryMB, DataDisks: x.DataDisks, NICs: x.NICs, Generations: x.Generations, Premium: x.Premium, Problem: x.Problem}
+			}
+			if err := vaultdb.SaveSizes(ctx, tx, agent, sizes); err != nil {
+				return err
+			}
+		}
 		return vaultdb.ReplaceNetworks(ctx, tx, agent, nets)
 	})
 	if err == nil {

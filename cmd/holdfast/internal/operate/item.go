@@ -20,6 +20,7 @@ func (a *app) itemCommand() *cobra.Command {
 		Long: "Protected VMs. ITEM is the VM's name, or the item's name or id where that is not unique."}
 	c.AddCommand(a.itemListCommand(), a.itemShowCommand(), a.itemEnableCommand(), a.itemDisableCommand(), a.itemTestCommand(), a.itemFailoverCommand(), a.itemChangeCommand())
 	c.AddCommand(a.steering()...)
+	c.AddCommand(a.cloudCommands()...)
 	const gone = "The VM that runs at the recovery site will be removed with all that it has written."
 	for _, act := range []struct {
 		verb, action, short, question string
@@ -166,6 +167,10 @@ func (a *app) itemEnableCommand() *cobra.Command {
 	f.StringVar(&d.TargetAzureNetworkID, "network", "", "network of the recovery site for failovers")
 	f.StringVar(&d.TestNetwork, "test-network", "", "network of the recovery site for tests")
 	f.StringVar(&d.Seed, "seed", "", "machine id that 'holdfast store seed' printed: begin with it and send what differs")
+	f.StringVar(&d.TargetVMSize, "size", "", "Azure: size of the recovery VM (default: the smallest that fits; see 'holdfast item sizes')")
+	f.StringVar(&d.DiskType, "disk-type", "", "Azure: type of its disks, such as StandardSSD_LRS")
+	f.StringVar(&d.TargetAvailabilityZone, "zone", "", "Azure: availability zone")
+	f.BoolVar(&d.WarmReplica, "warm", false, "Azure: keep the disks ready in page blobs; see 'holdfast item warm'")
 	f.BoolVar(&until, "until-protected", false, "follow the initial replication to its end")
 	return wait.add(c)
 }

@@ -47,9 +47,9 @@ func (a *app) siteCommand() *cobra.Command {
 	var kind string
 	var createWait, deleteWait waitFlag
 	create := &cobra.Command{Use: "create NAME", Short: "Create a site", Args: cobra.ExactArgs(1), RunE: a.withClient(func(ctx context.Context, c *armclient.Client, args []string) error {
-		t := map[string]dr.FabricType{"kvm": dr.KVMSite, "hyperv": dr.HyperVSite, "vmm": dr.VMMSite}[kind]
+		t := map[string]dr.FabricType{"kvm": dr.KVMSite, "hyperv": dr.HyperVSite, "vmm": dr.VMMSite, "azure": dr.AzureSite}[kind]
 		if t == "" {
-			return console.Usage("--type %q is none of kvm, hyperv and vmm", kind)
+			return console.Usage("--type %q is none of kvm, hyperv, vmm and azure", kind)
 		}
 		if _, err := c.Fabric(ctx, args[0]); err == nil {
 			return dr.New(dr.KindConflict, dr.CodeAlreadyExists, "holdfast.site", "there is a site %q already", args[0])
@@ -62,7 +62,7 @@ func (a *app) siteCommand() *cobra.Command {
 		}
 		return a.finish(ctx, c, op, createWait)
 	})}
-	create.Flags().StringVar(&kind, "type", "kvm", "what runs the VMs: kvm or hyperv; vmm for a VMM server with its hosts")
+	create.Flags().StringVar(&kind, "type", "kvm", "what runs the VMs: kvm or hyperv; vmm for a VMM server with its hosts; azure for a resource group to recover in")
 	var purge bool
 	remove := &cobra.Command{Use: "delete NAME", Short: "Delete a site that has no hosts and no protected items", Args: cobra.ExactArgs(1), RunE: a.withClient(func(ctx context.Context, c *armclient.Client, args []string) error {
 		f, err := c.Fabric(ctx, args[0])

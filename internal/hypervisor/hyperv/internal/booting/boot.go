@@ -142,6 +142,8 @@ type machine struct {
 	msvm.Machine
 	disks []bootDisk
 	ports []msvm.NewPort
+
+	progress func(done, total int64) // may be nil
 }
 
 type bootDisk struct {
@@ -157,7 +159,7 @@ type bootDisk struct {
 func (h *Booter) machine(ctx context.Context, spec hypervisor.BootSpec) (*machine, error) {
 	const op = "hyperv.Boot"
 	v := spec.Config.VM
-	m := &machine{Machine: msvm.Machine{Name: spec.Name, Generation: v.Generation, CPUs: v.CPUs, MemoryMB: v.MemoryMB}}
+	m := &machine{Machine: msvm.Machine{Name: spec.Name, Generation: v.Generation, CPUs: v.CPUs, MemoryMB: v.MemoryMB}, progress: spec.Progress}
 	if m.Generation != 2 {
 		m.Generation = 1
 	}
@@ -246,6 +248,9 @@ func (h *Booter) bring(ctx context.Context, m *machine, rec *bootRecord) error {
 		if err := h.fill(ctx, m.disks[i], func(n int64) {
 			if h.cfg.Progress != nil {
 				h.cfg.Progress(rec.Name, base+n, rec.Total)
+			}
+			if m.progress != nil {
+				m.progress(base+n, rec.Total)
 			}
 		}); err != nil {
 			return err
