@@ -382,7 +382,7 @@ type WarmRequest struct {
 type WarmStatus struct {
 	Item       string `json:"item"`
 	Machine    string `json:"machine"`
-	Generation uint32 `json:"generation,omitempty"` // of the point that it holds; with N 0 = none
+	Generation uint32 `json:"generation,omitempty"` // of the point that it holds; 0 = none
 	N          uint64 `json:"n,omitempty"`
 	Busy       bool   `json:"busy,omitempty"`
 	Bytes      int64  `json:"bytes,omitempty"` // written since the last report

@@ -341,6 +341,8 @@ type agent struct {
 	mu       sync.Mutex
 	vms      map[string]*agentapi.VM
 	networks []agentapi.Network
+	sizes    []agentapi.ComputeSize
+	booted   agentapi.BootPayload // what it was told last, see site.boots
 	journal  map[string]agentapi.ReportRequest
 	counts   map[string]int                                                 // commands executed by kind
 	hooks    map[agentapi.CommandKind]func(c agentapi.Command) (any, error) // instead of the usual
@@ -485,7 +487,7 @@ func (a *agent) addVM(vm agentapi.VM) {
 
 func (a *agent) sendInventory() error {
 	a.mu.Lock()
-	r := agentapi.InventoryRequest{Host: a.host, Hypervisor: "sim 1.0", Networks: slices.Clone(a.networks)}
+	r := agentapi.InventoryRequest{Host: a.host, Hypervisor: "sim 1.0", Networks: slices.Clone(a.networks), Sizes: slices.Clone(a.sizes)}
 	for _, vm := range a.vms {
 		r.VMs = append(r.VMs, *vm)
 	}

@@ -21,7 +21,7 @@ func (s *site) boots() func() agentapi.BootPayload {
 			return nil, err
 		}
 		s.dst.mu.Lock()
-		last = p
+		last, s.dst.booted = p, p
 		s.dst.mu.Unlock()
 		return s.dst.bootPoint(c)
 	})
@@ -34,6 +34,13 @@ func (s *site) boots() func() agentapi.BootPayload {
 		s.run(s.vault().CancelFailover(s.t.Context(), s.item, "test"))
 		return p
 	}
+}
+
+// lastBoot is what boots saw last.
+func (s *site) lastBoot() agentapi.BootPayload {
+	s.dst.mu.Lock()
+	defer s.dst.mu.Unlock()
+	return s.dst.booted
 }
 
 // A network mapping between sites without VMM decides where a VM is connected;

@@ -45,7 +45,7 @@ func warm(w *dr.WarmReplica, newest time.Time) *armwire.WarmReplica {
 		return nil
 	}
 	out := &armwire.WarmReplica{Busy: w.Busy, Bytes: w.Bytes, Requests: w.Requests, Problem: w.Problem, PointTime: armwire.Time(w.Time), ReportedAt: armwire.Time(w.At)}
-	if w.N > 0 {
+	if w.Gen > 0 {
 		out.Point = dr.PointName(w.Gen, w.N)
 	}
 	if !w.Time.IsZero() {

@@ -88,7 +88,7 @@ func (r *Replicas) RenewLeases(ctx context.Context) error {
 		return err
 	}
 	for _, w := range warm {
-		if w.N > 0 && (w.Gen != w.Held.Gen || w.N != w.Held.N) {
+		if w.Gen > 0 && (w.Gen != w.Held.Gen || w.N != w.Held.N) {
 			errs = append(errs, r.Lease(ctx, WarmLease(w)))
 		}
 	}

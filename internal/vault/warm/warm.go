@@ -51,6 +51,9 @@ func Sync(ctx context.Context, tx *sql.Tx, it vaultdb.Item) error {
 // Warm takes an agent's report and says what it is to keep.
 func (k *Keeper) Warm(ctx context.Context, agent dr.AgentID, req agentapi.WarmRequest) (agentapi.WarmResponse, error) {
 	out := agentapi.WarmResponse{Replicas: []agentapi.WarmOrder{}}
+	if err := k.st.Touch(ctx, agent, ""); err != nil {
+		return out, err
+	}
 	p, err := vaultdb.ProviderByID(ctx, k.st.Q(), agent)
 	if err != nil {
 		return out, state.Outward(err)
@@ -72,7 +75,7 @@ func (k *Keeper) Warm(ctx context.Context, agent dr.AgentID, req agentapi.WarmRe
 		if err != nil {
 			return out, err
 		}
-		if mine && w.N > 0 {
+		if mine && w.Gen > 0 {
 			out.Replicas = append(out.Replicas, agentapi.WarmOrder{Item: string(w.Item), Machine: string(w.Machine), Serving: w.Serving, Generation: uint32(w.Gen), N: w.N, Keep: keep})
 		}
 	}
@@ -146,7 +149,7 @@ func (k *Keeper) report(ctx context.Context, q sqldb.Querier, w *vaultdb.Warm, t
 	if told.Error != nil {
 		h.Problem = state.Clip(told.Error.Message)
 	}
-	if told.N == 0 || h.Gen == dr.Generation(told.Generation) && h.N == told.N {
+	if told.Generation == 0 || h.Gen == dr.Generation(told.Generation) && h.N == told.N {
 		return nil
 	}
 	h.Gen, h.N = dr.Generation(told.Generation), told.N
@@ -163,7 +166,7 @@ func (k *Keeper) report(ctx context.Context, q sqldb.Querier, w *vaultdb.Warm, t
 // order asks for the newest point, once the last one is held or can't be.
 func (k *Keeper) order(ctx context.Context, q sqldb.Querier, it vaultdb.Item, w *vaultdb.Warm) error {
 	held := w.Held.Gen == w.Gen && w.Held.N == w.N
-	if it.Protection != dr.Protected || it.Active != dr.AtPrimary || w.N > 0 && !held && w.Held.Problem == "" {
+	if it.Protection != dr.Protected || it.Active != dr.AtPrimary || w.Gen > 0 && !held && w.Held.Problem == "" {
 		return nil
 	}
 	point, err := vaultdb.LatestPoint(ctx, q, it.Machine, "")
