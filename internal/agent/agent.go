@@ -33,6 +33,7 @@ import (
 	"holdfast/internal/agent/journal"
 	"holdfast/internal/agent/managed"
 	"holdfast/internal/agent/state"
+	"holdfast/internal/agent/warming"
 	"holdfast/internal/agentapi"
 	"holdfast/internal/capture"
 	"holdfast/internal/dr"
@@ -60,6 +61,10 @@ type (
 	RegisterConfig = channel.RegisterConfig
 	// RegistrationKey is what is needed of a registration key file.
 	RegistrationKey = channel.RegistrationKey
+	// WarmReplicas are disks that are kept ready in a cloud.
+	WarmReplicas = warming.Replicas
+	// Applied is what WarmReplicas has done.
+	Applied = warming.Applied
 	// Registration says who an agent is.
 	Registration = channel.Registration
 )
@@ -79,6 +84,7 @@ type Config struct {
 	Host     hypervisor.Host // closed by the caller, after Close; nil only with VMM: this machine has no hypervisor
 	Recovery RecoverySite    // nil: this host runs no recovery VMs
 	VMM      vmm.Inventory   // nil: this is not the agent of a VMM server
+	Warm     WarmReplicas    // nil: this agent keeps no warm replicas
 	Roles    []dr.AgentRole  // empty = those that were registered
 	Version  string          // of the program
 	// Bandwidth bounds all uploads together; the first rule whose window is open
@@ -128,6 +134,7 @@ type intervals struct {
 	restart       time.Duration // before a failed replicator is run again
 	assignment    time.Duration // how long a command waits for its assignment
 	sweep         time.Duration // between looks for replicas that were taken over
+	warm          time.Duration // between questions for warm replicas
 }
 
 func (p *intervals) defaults() {
@@ -137,7 +144,7 @@ func (p *intervals) defaults() {
 	}{
 		{&p.pollWait, 25 * time.Second}, {&p.inventory, 5 * time.Minute}, {&p.settle, time.Second}, {&p.status, 10 * time.Second},
 		{&p.statusRefresh, time.Minute}, {&p.certificate, 10 * time.Minute}, {&p.restart, 30 * time.Second}, {&p.assignment, 2 * time.Minute},
-		{&p.sweep, 5 * time.Minute},
+		{&p.sweep, 5 * time.Minute}, {&p.warm, 10 * time.Second},
 	} {
 		if *x.d <= 0 {
 			*x.d = x.v
@@ -255,7 +262,7 @@ func (a *Agent) Start(ctx context.Context) (err error) {
 	}
 	a.started = true
 	a.wantInventory()
-	for _, loop := range []func(context.Context){a.pollLoop, a.statusLoop, a.inventoryLoop, a.watchLoop, a.certificateLoop, a.sweepLoop, a.vmmLoop} {
+	for _, loop := range []func(context.Context){a.pollLoop, a.statusLoop, a.inventoryLoop, a.watchLoop, a.certificateLoop, a.sweepLoop, a.vmmLoop, a.warmLoop} {
 		a.wg.Go(func() { loop(a.ctx) })
 	}
 	a.log.Info("agent started", "agent", id.AgentID, "vault", id.VaultURL, "site", id.FabricName)

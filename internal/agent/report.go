@@ -5,10 +5,13 @@ import (
 	"reflect"
 	"time"
 
+	"holdfast/internal/agent/channel"
 	"holdfast/internal/agent/managed"
+	"holdfast/internal/agent/warming"
 	"holdfast/internal/agentapi"
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
+	"holdfast/internal/store"
 )
 
 // statusLoop tells the vault how replication stands, when it has changed and from time to time.
@@ -116,6 +119,21 @@ func (a *Agent) inventoryLoop(ctx context.Context) {
 		}
 		wait, pause = a.cfg.every.inventory, backoff{}
 	}
+}
+
+// warmLoop keeps warm replicas, on an agent that can.
+func (a *Agent) warmLoop(ctx context.Context) {
+	if a.cfg.Warm == nil {
+		return
+	}
+	warming.New(warming.Config{Vault: a.client, Replicas: a.cfg.Warm, Dir: a.cfg.StateDir, Every: a.cfg.every.warm, Errors: channel.WireError, Log: a.log,
+		Open: func(ctx context.Context, serving string) (*store.Store, func() error, error) {
+			p, err := OpenPoint(ctx, a.cfg.StateDir, serving)
+			if err != nil {
+				return nil, nil, err
+			}
+			return p.Store(), p.Close, nil
+		}}).Run(ctx)
 }
 
 // sizes are the VM sizes that a cloud offers; a host has none. Not knowing them

@@ -280,6 +280,11 @@ func (c *Client) VMM(ctx context.Context, r agentapi.VMMRequest) error {
 	return c.call(ctx, agentapi.PathVMM, inventoryTimeout, r, nil)
 }
 
+// Warm tells how far warm replicas are, and asks which there are to be.
+func (c *Client) Warm(ctx context.Context, r agentapi.WarmRequest) (res agentapi.WarmResponse, err error) {
+	return res, c.call(ctx, agentapi.PathWarm, callTimeout, r, &res)
+}
+
 // Status sends the state of all replications.
 func (c *Client) Status(ctx context.Context, r agentapi.StatusRequest) error {
 	return c.call(ctx, agentapi.PathStatus, callTimeout, r, nil)
