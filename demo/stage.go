@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -191,7 +192,7 @@ func (d *demo) startVault(ctx context.Context) error {
 	}
 	url := fmt.Sprintf("https://127.0.0.1:%d", port)
 	data := filepath.Join(d.dir, "vault")
-	out, err := d.command(ctx, "vault", "init", "--data", data, "--store", filepath.Join(d.dir, "store"), "--name", "demo",
+	out, err := d.command(ctx, "vault", "init", "--data", data, "--store", cmp.Or(d.store, filepath.Join(d.dir, "store")), "--name", "demo",
 		"--listen", fmt.Sprintf("127.0.0.1:%d", port), "--public-url", url, "--output", "json")
 	if err != nil {
 		return err

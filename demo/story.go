@@ -25,7 +25,8 @@ type demo struct {
 	hyperv string // which sites are simulated Hyper-V hosts: "", primary or both
 	report string
 	once   bool
-	stage  bool // only set the stage
+	stage  bool   // only set the stage
+	store  string // address of the vault's store; "" = a directory
 	out    *screen
 
 	dir    string
@@ -34,7 +35,8 @@ type demo struct {
 	api    *armclient.Client
 	sites  []*site
 	guest  machine
-	item   string // resource id
+	cloud  func(ctx context.Context, s *site) error // makes the recovery site, if that is no host
+	item   string                                   // resource id
 	watch  *watcher
 	result result
 }
@@ -86,9 +88,12 @@ func (d *demo) build(ctx context.Context) error {
 	d.out.line("guest image: kernel %s", img.Kernel)
 	for _, s := range []*site{{name: "primary", role: "source"}, {name: "recovery", role: "recovery"}} {
 		d.sites = append(d.sites, s)
-		if d.hyperv == "both" || d.hyperv == s.name {
+		switch {
+		case d.cloud != nil && s.role == "recovery":
+			err = d.cloud(ctx, s)
+		case d.hyperv == "both" || d.hyperv == s.name:
 			err = d.buildHyperV(ctx, s, img)
-		} else {
+		default:
 			err = d.buildKVM(ctx, s, img)
 		}
 		if err != nil {

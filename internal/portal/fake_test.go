@@ -628,3 +628,7 @@ func (f *fake) Subscribe(ctx context.Context) <-chan vault.Change {
 	}()
 	return out
 }
+
+func (f *fake) ComputeSizes(context.Context, dr.ItemID) ([]dr.ComputeSize, error) {
+	return []dr.ComputeSize{{Name: "Standard_B1s", CPUs: 1, MemoryMB: 1024, Problem: "it has 1024 MiB of memory, the VM has 4096"}, {Name: "Standard_D2s_v5", CPUs: 2, MemoryMB: 8192}}, nil
+}

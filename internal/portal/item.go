@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/planner"
 	"holdfast/internal/portal/chart"
 	"holdfast/internal/portal/estate"
 	"holdfast/internal/portal/machine"
@@ -138,6 +139,11 @@ func changeSettings(ctx context.Context, v Vault, it dr.ProtectedItem, form func
 	return v.Update(ctx, vault.UpdateRequest{Item: it.ID, By: by, Settings: func(s *dr.ItemSettings) {
 		s.RecoveryVMName, s.CPUs, s.MemoryMB = strings.TrimSpace(form("name")), cpus, memory
 		s.Network, s.TestNetwork = strings.TrimSpace(form("network")), strings.TrimSpace(form("testNetwork"))
+		if form("cloud") != "" { // the form had these fields
+			c := &s.Cloud
+			c.Size, c.DiskType, c.Zone, c.ResourceGroup = form("size"), form("diskType"), strings.TrimSpace(form("zone")), strings.TrimSpace(form("resourceGroup"))
+			c.PublicIP, c.Warm = form("publicIp") != "", form("warm") != ""
+		}
 	}})
 }
 
@@ -227,7 +233,18 @@ type itemBody struct {
 	Suspects     bool // some points look encrypted
 	Flags        bool // some points are named or held
 	Pages        estate.Pages
+	Cloud        bool // the recovery site is in Azure
+	Sizes        []dr.ComputeSize
+	Cost         planner.WarmEstimate // of a warm replica, without prices
 	replicationBody
+}
+
+// WarmLag is how far the warm replica is behind the newest point.
+func (b itemBody) WarmLag() time.Duration {
+	if w := b.Detail.Warm; w != nil && !w.Time.IsZero() {
+		return max(b.Latest.Time.Sub(w.Time), 0)
+	}
+	return 0
 }
 
 // reason is a health error with its explanation.
@@ -291,6 +308,9 @@ func (p itemPages) show(w http.ResponseWriter, r *page.Request) error {
 			b.Drill = &d
 		}
 	}
+	if err := p.cloud(ctx, &b); err != nil {
+		return err
+	}
 	ops, err := p.V.AllowedOperations(ctx, it.ID)
 	if err != nil {
 		return err
@@ -299,6 +319,22 @@ func (p itemPages) show(w http.ResponseWriter, r *page.Request) error {
 	return p.Render(w, r, "item", page.View{Title: it.VMName, Kind: "Protected item", Section: "items", Icon: "vms",
 		Crumbs: []page.Crumb{{Name: "Protected items", URL: "/portal/items"}}, URL: "/portal/items/" + string(it.ID) + estate.Query(r),
 		Topics: "item/" + string(it.ID) + " job", Body: b})
+}
+
+// cloud fills what only an item that recovers in Azure has.
+func (p itemPages) cloud(ctx context.Context, b *itemBody) (err error) {
+	if b.Cloud = b.Recovery.Type == dr.AzureSite; !b.Cloud {
+		return nil
+	}
+	var disks []int64
+	for _, d := range b.VM.Disks {
+		if len(b.ProtectedItem.Disks) == 0 || slices.ContainsFunc(b.ProtectedItem.Disks, func(id string) bool { return id == d.ID }) {
+			disks = append(disks, d.Size)
+		}
+	}
+	b.Cost = planner.WarmCost(disks, 0, b.Status.BacklogRate*86400, b.Policy.CopyFrequency, planner.WarmRates{})
+	b.Sizes, err = p.V.ComputeSizes(ctx, b.ID)
+	return err
 }
 
 // history fills what comes from the recovery points.

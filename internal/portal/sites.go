@@ -169,7 +169,7 @@ func (p sitePages) show(w http.ResponseWriter, r *page.Request) error {
 	for _, k := range keys {
 		b.Keys = append(b.Keys, p.keyRow(k))
 	}
-	if b.Windows = f.Type != dr.KVMSite; b.Windows {
+	if b.Windows = f.Type == dr.HyperVSite || f.Type == dr.VMMSite; b.Windows {
 		b.Install = ""
 	}
 	if f.Type == dr.VMMSite {
@@ -181,8 +181,11 @@ func (p sitePages) show(w http.ResponseWriter, r *page.Request) error {
 	}
 	for _, c := range []registerCommand{{Role: string(dr.RoleSource), Text: "Hosts whose VMs shall be protected"}, {Role: string(dr.RoleRecovery), Text: "Hosts that run the VMs after a failover"},
 		{Role: string(dr.RoleVMM), Text: "The VMM server, which tells of clouds and networks"}} {
-		if c.Role == string(dr.RoleVMM) && f.Type != dr.VMMSite {
+		if c.Role == string(dr.RoleVMM) && f.Type != dr.VMMSite || c.Role == string(dr.RoleSource) && f.Type == dr.AzureSite {
 			continue
+		}
+		if f.Type == dr.AzureSite {
+			c.Text = "A machine that may manage the resource group: in Azure, or anywhere with a way to it"
 		}
 		c.Command = p.Cfg.RegisterCommand(b.KeyFile, dr.AgentRole(c.Role))
 		if b.Windows {

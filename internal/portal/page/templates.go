@@ -62,6 +62,7 @@ func functions(a *assets, now func() time.Time) template.FuncMap {
 		"join":       strings.Join,
 		"duration":   words.Duration(now),
 		"args":       args,
+		"list":       func(v ...string) []string { return v },
 		"level":      words.Consistency,
 		"short":      func(v any) string { s := fmt.Sprint(v); return s[:min(len(s), 8)] },
 		"among":      func(v, list string) bool { return slices.Contains(strings.Fields(list), v) },

@@ -68,6 +68,7 @@ type Items interface {
 	Detail(ctx context.Context, id dr.ItemID) (vault.Detail, error)
 	Events(ctx context.Context, id dr.ItemID, limit int) ([]vaultdb.Event, error) // newest first
 	AllowedOperations(ctx context.Context, id dr.ItemID) ([]string, error)
+	ComputeSizes(ctx context.Context, id dr.ItemID) ([]dr.ComputeSize, error) // of the recovery site's cloud
 }
 
 // Protections change how an item is protected.

@@ -62,6 +62,8 @@ func Platform(p dr.Provider, site dr.FabricType) string {
 	switch {
 	case p.HasRole(dr.RoleVMM), strings.Contains(told, "virtual machine manager"):
 		return "VMM"
+	case site == dr.AzureSite, strings.HasPrefix(told, "azure"):
+		return "Azure"
 	case strings.Contains(told, "hyper-v"):
 		return "Hyper-V"
 	case strings.Contains(told, "qemu"), strings.Contains(told, "libvirt"), strings.Contains(told, "kvm"):
@@ -90,6 +92,8 @@ func SiteType(t dr.FabricType) string {
 		return "Hyper-V site"
 	case dr.VMMSite:
 		return "VMM server"
+	case dr.AzureSite:
+		return "Azure resource group"
 	}
 	return string(t)
 }
