@@ -13,6 +13,7 @@ import (
 	"holdfast/internal/agentapi"
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
+	"holdfast/internal/guestcheck"
 	"holdfast/internal/hydrate"
 	"holdfast/internal/objstore/httpstore"
 	"holdfast/internal/store"
@@ -31,6 +32,7 @@ type Point struct {
 	N       uint64
 	Reader  *httpstore.Reader // its tickets are renewed with the vault
 	Keys    store.StaticKeys
+	Repair  string // target for which the guest is to be repaired on a side layer; "" = none
 
 	data *channel.Transport
 }
@@ -66,7 +68,7 @@ func OpenPoint(ctx context.Context, stateDir, serving string) (*Point, error) {
 			return nil, err
 		}
 	}
-	p := &Point{Machine: dr.MachineID(res.Machine), Gen: dr.Generation(res.Generation), N: res.N, Keys: store.StaticKeys{}}
+	p := &Point{Machine: dr.MachineID(res.Machine), Gen: dr.Generation(res.Generation), N: res.N, Keys: store.StaticKeys{}, Repair: res.Repair}
 	for text, key := range res.Keys {
 		epoch, err := strconv.ParseUint(text, 10, 32)
 		if err != nil || len(key) != len(cut.EpochKey{}) {
@@ -135,5 +137,67 @@ func servePoint(ctx context.Context, stateDir, serving, dir string) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, view.Close()) }()
-	return hydrate.Serve(ctx, hydrate.ServeConfig{Dir: dir, View: view, Check: checkBudget, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	cfg := hydrate.ServeConfig{Dir: dir, View: view, Check: checkBudget, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	if p.Repair != "" {
+		if err := repair(ctx, p.Repair, &cfg); err != nil {
+			return err
+		}
+	}
+	return hydrate.Serve(ctx, cfg)
+}
+
+// repair looks into the guest and puts what can be repaired safely into a side layer.
+// A guest that can't be repaired is served as it is: booting it is what was asked for.
+func repair(ctx context.Context, target string, cfg *hydrate.ServeConfig) error {
+	view := cfg.View
+	in := guestcheck.Input{Target: target, Generation: view.VM().Generation, OSType: view.VM().OSType}
+	layers, overlays := map[string]guestcheck.Layer{}, map[string]*guestcheck.Overlay{}
+	for _, d := range view.Disks() {
+		x := guestcheck.NewOverlay(viewDisk{view, d})
+		layers[d.ID], overlays[d.ID] = x, x
+		in.Disks = append(in.Disks, guestcheck.Source{ID: d.ID, Disk: viewDisk{view, d}})
+	}
+	report, err := guestcheck.Check(ctx, in)
+	if err != nil {
+		return err
+	}
+	fixes := guestcheck.Plan(report)
+	if len(fixes) == 0 {
+		return nil
+	}
+	done, err := guestcheck.Apply(ctx, layers, fixes)
+	if err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		cfg.Log.Warn("the guest was not repaired", "err", err)
+		return nil
+	}
+	for _, o := range done {
+		if !o.Applied {
+			cfg.Log.Warn("not repaired", "check", o.Fix.Check, "file", o.Fix.File, "reason", o.Reason)
+			continue
+		}
+		cfg.Log.Info("repaired on a side layer", "check", o.Fix.Check, "file", o.Fix.File, "what", o.Fix.What)
+		cfg.Repaired = append(cfg.Repaired, o.Fix.File+": "+o.Fix.What)
+	}
+	cfg.Patches = map[string][]hydrate.Patch{}
+	for id, x := range overlays {
+		for _, piece := range x.Pieces() {
+			cfg.Patches[id] = append(cfg.Patches[id], hydrate.Patch{Off: piece.Off, Data: piece.Data})
+		}
+	}
+	return nil
+}
+
+// viewDisk is a disk of a view for those who only read.
+type viewDisk struct {
+	view *store.View
+	disk store.DiskInfo
+}
+
+func (d viewDisk) Size() int64 { return d.disk.Size }
+
+func (d viewDisk) ReadAt(ctx context.Context, p []byte, off int64) error {
+	return d.view.ReadAt(ctx, d.disk.ID, p, off)
 }

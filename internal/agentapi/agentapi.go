@@ -278,6 +278,10 @@ type BootPayload struct {
 	Adapters []BootAdapter `json:"adapters,omitempty"`
 
 	Cloud *CloudTarget `json:"cloud,omitempty"` // agents of hosts ignore it
+
+	// Repair: what is served differs from the point by repairs for this target (OpenPointResponse.Repair),
+	// so that nothing that holds the point itself may take its place.
+	Repair string `json:"repair,omitempty"`
 }
 
 // CloudTarget is hypervisor.CloudTarget on the wire; empty fields are the agent's defaults.
@@ -309,6 +313,8 @@ type BootResult struct {
 	VM          string  `json:"vm"`
 	PrepareSecs float64 `json:"prepareSecs"` // opening the point and serving it
 	StartSecs   float64 `json:"startSecs"`   // define + start
+
+	Repaired []string `json:"repaired,omitempty"` // what differs from the point, for people
 }
 
 // VerifyPayload says how a boot proves itself. Without a pattern the proof is that
@@ -609,4 +615,7 @@ type OpenPointResponse struct {
 	Ticket     string            `json:"ticket"`   // read ticket bound to the machine's prefix
 	Expires    time.Time         `json:"expires"`
 	Keys       map[string][]byte `json:"keys"` // epoch (decimal) → data key
+
+	// Repair names a target (azure) for which the guest is to be repaired on a side layer while it is served.
+	Repair string `json:"repair,omitempty"`
 }

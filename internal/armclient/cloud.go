@@ -3,6 +3,7 @@ package armclient
 import (
 	"context"
 	"net/http"
+	"net/url"
 
 	"holdfast/internal/armwire"
 )
@@ -20,4 +21,10 @@ func (i ItemsClient) Update(ctx context.Context, item string, in armwire.UpdateI
 	d.InstanceType = armwire.HyperVReplicaAzure
 	in.ProviderSpecificDetails = armwire.NewVariant(d)
 	return i.c.Change(ctx, http.MethodPatch, item, armwire.Input[armwire.UpdateInput]{Properties: in})
+}
+
+// GuestCheck looks into the guest of a recovery point, "" = the latest, for a target, "" = the recovery site's kind.
+func (i ItemsClient) GuestCheck(ctx context.Context, item, point, target string) (armwire.GuestCheck, error) {
+	var out armwire.GuestCheck
+	return out, i.c.Get(ctx, item+"/holdfast/guestCheck?recoveryPoint="+url.QueryEscape(point)+"&target="+url.QueryEscape(target), &out)
 }

@@ -45,6 +45,7 @@ type EnableDetails struct {
 	SecurityGroup string `json:"holdfastSecurityGroup,omitempty"` // resource id of a network security group
 	PublicIP      bool   `json:"holdfastPublicIp,omitempty"`
 	WarmReplica   bool   `json:"holdfastWarmReplica,omitempty"` // the disks are kept ready in page blobs
+	RepairGuest   bool   `json:"holdfastRepairGuest,omitempty"` // on a side layer, at failover
 }
 
 // DiskInput is one disk to include.
@@ -83,6 +84,7 @@ type UpdateDetails struct {
 	SecurityGroup                 *string           `json:"holdfastSecurityGroup,omitempty"`
 	PublicIP                      *bool             `json:"holdfastPublicIp,omitempty"`
 	WarmReplica                   *bool             `json:"holdfastWarmReplica,omitempty"`
+	RepairGuest                   *bool             `json:"holdfastRepairGuest,omitempty"`
 }
 
 // NICInput is what a client wants of one adapter.
@@ -288,6 +290,7 @@ type ProtectedItem struct {
 
 	DiskType string       `json:"holdfastDiskType,omitempty"`
 	PublicIP bool         `json:"holdfastPublicIp,omitempty"`
+	Repair   bool         `json:"holdfastRepairGuest,omitempty"`
 	Warm     *WarmReplica `json:"holdfastWarmReplica"` // null = the disks are not kept ready
 }
 
@@ -477,4 +480,43 @@ type ItemSummary struct {
 	StoredBytes       int64       `json:"storedBytes"` // by all listed points
 	LastTest          *time.Time  `json:"lastTest,omitempty"`
 	LastTestReport    Variant     `json:"lastTestReport"`
+}
+
+// GuestCheck is what was found in the guest of a recovery point (…/holdfast/guestCheck).
+type GuestCheck struct {
+	Version   int               `json:"version"` // 1
+	Point     string            `json:"recoveryPoint"`
+	PointTime *time.Time        `json:"recoveryPointTime,omitempty"`
+	Target    string            `json:"target"`       // azure, hyperv or kvm
+	OS        string            `json:"os,omitempty"` // as the guest says
+	Checks    map[string]string `json:"checks"`       // check → met, notMet, notChecked, notApplicable
+	Findings  []GuestFinding    `json:"findings"`     // worst first
+	Fixes     []GuestFix        `json:"fixes,omitempty"`
+}
+
+// GuestFinding is one thing to know before the VM is started at the target.
+type GuestFinding struct {
+	Check      string `json:"check"`
+	Severity   string `json:"severity"` // error, warning, info
+	Object     string `json:"object,omitempty"`
+	Reason     string `json:"reason"`
+	WayOut     string `json:"wayOut,omitempty"`
+	NotChecked bool   `json:"notChecked,omitempty"`
+}
+
+// GuestFix is what a repair on a side layer would change.
+type GuestFix struct {
+	Check   string        `json:"check"`
+	Disk    string        `json:"disk"`
+	File    string        `json:"file"`
+	What    string        `json:"what"`
+	Changes []GuestChange `json:"changes"`
+	Refused string        `json:"refused,omitempty"` // why it is not done
+}
+
+// GuestChange is a line before and after.
+type GuestChange struct {
+	Line   int    `json:"line"`
+	Before string `json:"before"`
+	After  string `json:"after"`
 }

@@ -210,6 +210,7 @@ type CloudSettings struct {
 	Tags            map[string]string
 	NICs            []CloudNIC // those that somebody has set
 	Warm            bool       // the disks are kept ready: see WarmReplica
+	Repair          bool       // what would keep the guest from booting is repaired on a side layer, where that is safe
 }
 
 // CloudNIC is what somebody wants of one adapter of the recovery VM.

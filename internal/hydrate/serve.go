@@ -37,6 +37,7 @@ type Status struct {
 	Verified  bool      `json:"verified"`  // every byte of the point was verified
 	Gets      int64     `json:"gets"`      // reads of the store
 	BytesRead int64     `json:"bytesRead"` // from the store
+	Repaired  []string  `json:"repaired,omitempty"` // what is served differs from the point in these
 	LastError string    `json:"lastError,omitempty"`
 	ErrorAt   time.Time `json:"errorAt,omitzero"`
 	At        time.Time `json:"at"`
@@ -58,7 +59,10 @@ type ServeConfig struct {
 	// point; what is left is verified while it is being served. Damage that is
 	// found in time refuses the point.
 	Check time.Duration
-	Log   *slog.Logger
+	// Patches are served over the point's own bytes, by disk id; Repaired says for people what they do.
+	Patches  map[string][]Patch
+	Repaired []string
+	Log      *slog.Logger
 }
 
 // ErrServed says that another process serves the directory already.
@@ -85,9 +89,10 @@ func Serve(ctx context.Context, cfg ServeConfig) (err error) {
 	s := &serving{cfg: cfg}
 	exports := nbd.ExportMap{}
 	for _, d := range cfg.View.Disks() {
-		exports[d.ID] = NewDevice(cfg.View, d, DeviceConfig{Patience: cfg.Patience, Log: cfg.Log, OnError: s.note})
+		exports[d.ID] = newPatched(NewDevice(cfg.View, d, DeviceConfig{Patience: cfg.Patience, Log: cfg.Log, OnError: s.note}), cfg.Patches[d.ID])
 		s.status.Exports = append(s.status.Exports, Export{d.ID, d.Size})
 	}
+	s.status.Repaired = cfg.Repaired
 	info := cfg.View.Info()
 	s.status.Version, s.status.PID, s.status.Started = 1, os.Getpid(), time.Now().UTC()
 	s.status.Machine, s.status.Point = string(cfg.View.Machine()), dr.PointName(info.Gen, info.N)

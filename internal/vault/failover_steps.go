@@ -385,6 +385,9 @@ func (v recovery) bootStep() job.Handler {
 			return job.Result{}, err
 		}
 		o := work.StepOut{Serving: serving.ID, Outcome: map[string]string{"vm": res.VM, "prepareSeconds": seconds(res.PrepareSecs), "startSeconds": seconds(res.StartSecs)}}
+		if len(res.Repaired) > 0 {
+			o.Outcome["repaired"] = tail(strings.Join(res.Repaired, "; "), 1000)
+		}
 		return job.Done(o, func(tx *sql.Tx) error {
 			serving.VM = dr.VMID(res.VM)
 			if err := vaultdb.SaveServing(ctx, tx, serving); err != nil {
@@ -468,6 +471,11 @@ func (v recovery) bootPayload(ctx context.Context, in itemInput, it vaultdb.Item
 // an adapter goes before what a network mapping says of its subnet.
 func (v recovery) cloud(ctx context.Context, p *agentapi.BootPayload, it vaultdb.Item, test bool) error {
 	c := it.Settings.Cloud
+	repair, err := replica.Repairs(ctx, v.st.Q(), it)
+	if err != nil {
+		return err
+	}
+	p.Repair = repair
 	p.Cloud = &agentapi.CloudTarget{Size: c.Size, ResourceGroup: c.ResourceGroup, AvailabilitySet: c.AvailabilitySet, Zone: c.Zone, ProximityGroup: c.ProximityGroup, DiskType: c.DiskType,
 		License: c.License, SecurityGroup: c.SecurityGroup, PublicIP: c.PublicIP && !test, Tags: c.Tags}
 	if len(c.NICs) == 0 || p.Network == "" {

@@ -78,6 +78,7 @@ type (
 		Tags            map[string]string `json:"tags,omitempty"`
 		NICs            []targetNICDoc    `json:"nics,omitempty"`
 		Warm            bool              `json:"warm,omitempty"`
+		Repair          bool              `json:"repair,omitempty"`
 	}
 	targetNICDoc struct {
 		ID         string `json:"id"`
@@ -130,7 +131,7 @@ func toSettingsDoc(s dr.ItemSettings) settingsDoc {
 	if reflect.ValueOf(c).IsZero() {
 		return d
 	}
-	d.Cloud = &targetDoc{c.Size, c.ResourceGroup, c.AvailabilitySet, c.Zone, c.ProximityGroup, c.DiskType, c.License, c.SecurityGroup, c.PublicIP, c.Tags, nil, c.Warm}
+	d.Cloud = &targetDoc{c.Size, c.ResourceGroup, c.AvailabilitySet, c.Zone, c.ProximityGroup, c.DiskType, c.License, c.SecurityGroup, c.PublicIP, c.Tags, nil, c.Warm, c.Repair}
 	for _, n := range c.NICs {
 		d.Cloud.NICs = append(d.Cloud.NICs, targetNICDoc(n))
 	}
@@ -141,7 +142,7 @@ func (d settingsDoc) domain() dr.ItemSettings {
 	s := dr.ItemSettings{RecoveryVMName: d.RecoveryVMName, CPUs: d.CPUs, MemoryMB: d.MemoryMB, Network: d.Network, TestNetwork: d.TestNetwork, Raw: d.Raw}
 	if c := d.Cloud; c != nil {
 		s.Cloud = dr.CloudSettings{Size: c.Size, ResourceGroup: c.ResourceGroup, AvailabilitySet: c.AvailabilitySet, Zone: c.Zone, ProximityGroup: c.ProximityGroup, DiskType: c.DiskType,
-			License: c.License, SecurityGroup: c.SecurityGroup, PublicIP: c.PublicIP, Tags: c.Tags, Warm: c.Warm}
+			License: c.License, SecurityGroup: c.SecurityGroup, PublicIP: c.PublicIP, Tags: c.Tags, Warm: c.Warm, Repair: c.Repair}
 		for _, n := range c.NICs {
 			s.Cloud.NICs = append(s.Cloud.NICs, dr.CloudNIC(n))
 		}

@@ -1,12 +1,15 @@
 package armapitest
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
 	"time"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/guestcheck"
+	"holdfast/internal/readiness"
 	"holdfast/internal/vault"
 )
 
@@ -270,4 +273,19 @@ func (x items) ComputeSizes(_ context.Context, id dr.ItemID) ([]dr.ComputeSize, 
 	}
 	return []dr.ComputeSize{{Name: "Standard_B1s", CPUs: 1, MemoryMB: 1024, DataDisks: 2, NICs: 2, Generations: []int{1, 2}, Problem: "it has 1024 MiB of memory, the VM has 2048"},
 		{Name: "Standard_D2s_v5", CPUs: 2, MemoryMB: 8192, DataDisks: 4, NICs: 2, Generations: []int{1, 2}, Premium: true}}, nil
+}
+
+// GuestCheck implements armapi.Items: one finding.
+func (x items) GuestCheck(_ context.Context, id dr.ItemID, point, target string) (guestcheck.Report, dr.RecoveryPoint, error) {
+	defer x.w.lock()()
+	it := x.w.itemOf(id)
+	if it == nil {
+		return guestcheck.Report{}, dr.RecoveryPoint{}, missing("protected item", string(id))
+	}
+	all := x.w.points(it)
+	if len(all) == 0 {
+		return guestcheck.Report{}, dr.RecoveryPoint{}, dr.New(dr.KindPrecondition, dr.CodeNoRecoveryPoint, "fake", "no point")
+	}
+	return guestcheck.Report{Target: cmp.Or(target, "azure"), Results: []guestcheck.Result{{Check: guestcheck.CheckFstab, Status: readiness.NotMet}},
+		Findings: []guestcheck.Finding{{Check: guestcheck.CheckFstab, Severity: readiness.Warns, Object: "/etc/fstab", Reason: "a device is named by its path", WayOut: "Name it by UUID."}}}, all[0], nil
 }

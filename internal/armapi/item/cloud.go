@@ -7,6 +7,7 @@ import (
 	"holdfast/internal/armapi/route"
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
+	"holdfast/internal/guestcheck"
 )
 
 // listSizes serves targetComputeSizes: what the cloud of the item's recovery site
@@ -53,4 +54,33 @@ func warm(w *dr.WarmReplica, newest time.Time) *armwire.WarmReplica {
 		out.LagSeconds = &lag
 	}
 	return out
+}
+
+// guestCheck looks into the guest of a recovery point; the query has recoveryPoint
+// (a name; default the latest) and target (azure, hyperv or kvm; default the recovery site's).
+func guestCheck(c *route.Call) (route.Reply, error) {
+	_, it, err := item(c)
+	if err != nil {
+		return route.Reply{}, err
+	}
+	q := c.R.URL.Query()
+	r, p, err := c.Svc().GuestCheck(c.Ctx(), it.ID, q.Get("recoveryPoint"), q.Get("target"))
+	if err != nil {
+		return route.Reply{}, err
+	}
+	out := armwire.GuestCheck{Version: 1, Point: p.Name(), PointTime: armwire.Time(p.Time), Target: r.Target, OS: r.Facts.Name, Findings: []armwire.GuestFinding{}, Checks: map[string]string{}}
+	for _, x := range r.Results {
+		out.Checks[string(x.Check)] = string(x.Status)
+	}
+	for _, f := range r.Findings {
+		out.Findings = append(out.Findings, armwire.GuestFinding{Check: string(f.Check), Severity: string(f.Severity), Object: f.Object, Reason: f.Reason, WayOut: f.WayOut, NotChecked: f.NotChecked})
+	}
+	for _, f := range guestcheck.Plan(r) {
+		w := armwire.GuestFix{Check: string(f.Check), Disk: f.Disk, File: f.File, What: f.What, Refused: f.Refused, Changes: []armwire.GuestChange{}}
+		for _, x := range f.Changes {
+			w.Changes = append(w.Changes, armwire.GuestChange(x))
+		}
+		out.Fixes = append(out.Fixes, w)
+	}
+	return route.OK(out)
 }

@@ -152,7 +152,7 @@ func itemResource(c *route.Call, it dr.ProtectedItem) (armwire.Resource[armwire.
 			RecoveryVM: string(it.RecoveryVM), TestVM: string(it.TestVM), TestNetwork: it.TestNetwork, LastTestProof: report(it.LastTestReport),
 			PauseReason: x.detail.PauseReason, ResumeAt: armwire.Time(x.detail.ResumeAt), Resync: resync(it, x.policy, x.status, x.detail), Anomaly: anomaly(x.detail.Anomaly), Disks: disks(x.vm, it, x.detail),
 			Group: string(x.detail.Group), Seeded: x.detail.Seeded, Statistics: statistics(x.detail.Statistics),
-			DiskType: it.Settings.Cloud.DiskType, PublicIP: it.Settings.Cloud.PublicIP, Warm: warm(x.detail.Warm, x.status.LastPoint),
+			DiskType: it.Settings.Cloud.DiskType, PublicIP: it.Settings.Cloud.PublicIP, Repair: it.Settings.Cloud.Repair, Warm: warm(x.detail.Warm, x.status.LastPoint),
 		},
 	}
 	return out, nil

@@ -45,6 +45,7 @@ func Routes(t route.Table) {
 	t.Add("GET", read, planMaintenance, "[]", own("maintenancePlan")...)
 	t.Add("GET", read, listEvents, "[]", own("events")...)
 
+	t.Add("GET", read, guestCheck, "[]", own("guestCheck")...)
 	t.Add("GET", read, listSizes, "[]", route.ContainerPath(route.TItems, route.TSizes)...)
 	points := route.ContainerPath(route.TItems, route.TPoints)
 	t.Add("GET", read, listPoints, "[]", points...)

@@ -85,7 +85,7 @@ func enableSettings(in armwire.EnableDetails) dr.ItemSettings {
 	return dr.ItemSettings{
 		RecoveryVMName: in.TargetAzureVMName, CPUs: in.CPUs, MemoryMB: in.MemoryMB,
 		Network: networkName(in.TargetAzureNetworkID), TestNetwork: networkName(in.TestNetwork), Raw: t.encode(),
-		Cloud: dr.CloudSettings{DiskType: cmp.Or(in.DiskType, diskType(in.DisksToIncludeForManagedDisks)), SecurityGroup: in.SecurityGroup, PublicIP: in.PublicIP, Warm: in.WarmReplica,
+		Cloud: dr.CloudSettings{DiskType: cmp.Or(in.DiskType, diskType(in.DisksToIncludeForManagedDisks)), SecurityGroup: in.SecurityGroup, PublicIP: in.PublicIP, Warm: in.WarmReplica, Repair: in.RepairGuest,
 			Size: t.VMSize, ResourceGroup: t.ResourceGroup, AvailabilitySet: t.AvailabilitySet, Zone: t.Zone, ProximityGroup: t.PlacementGroup, License: licence(t), Tags: t.Tags},
 	}
 }
@@ -180,7 +180,7 @@ func applyUpdate(s *dr.ItemSettings, in armwire.UpdateInput, more armwire.Update
 			*f.to = *f.from
 		}
 	}
-	for _, f := range []struct{ to, from *bool }{{&c.PublicIP, more.PublicIP}, {&c.Warm, more.WarmReplica}} {
+	for _, f := range []struct{ to, from *bool }{{&c.PublicIP, more.PublicIP}, {&c.Warm, more.WarmReplica}, {&c.Repair, more.RepairGuest}} {
 		if f.from != nil {
 			*f.to = *f.from
 		}

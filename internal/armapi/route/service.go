@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"holdfast/internal/dr"
+	"holdfast/internal/guestcheck"
 	"holdfast/internal/vault"
 	"holdfast/internal/vaultdb"
 	"holdfast/internal/vmm"
@@ -80,6 +81,8 @@ type Items interface {
 	AllowedOperations(ctx context.Context, id dr.ItemID) ([]string, error) // ASR's names
 	// ComputeSizes are the sizes of VM that the recovery site's cloud offers.
 	ComputeSizes(ctx context.Context, id dr.ItemID) ([]dr.ComputeSize, error)
+	// GuestCheck looks into the guest of a recovery point.
+	GuestCheck(ctx context.Context, id dr.ItemID, point, target string) (guestcheck.Report, dr.RecoveryPoint, error)
 }
 
 // Failovers are what is done with protected items.

@@ -21,21 +21,51 @@
 // and nothing else is.
 //
 // Signed URLs are service SAS of one blob with the permission create (sp=c) and
-// nothing else: the holder cannot list, read, overwrite or delete. By Entra ID
-// they are signed with a user delegation key. What a SAS cannot bind, in
-// contrast to S3's signatures, is the content: the holder may create his one
-// object with other bytes, as another type of blob or in the archive tier, and
-// may take snapshots of it. So what was uploaded has to be verified before it is
-// relied on, as the vault does when it lists a cut. After a lost answer a second
-// PUT meets 403, which neither means that the object is there nor that it is not.
+// nothing else: the holder cannot list, read, overwrite or delete (package
+// grant). By Entra ID they are signed with a user delegation key. What a SAS
+// cannot bind, in contrast to S3's signatures, is the content: the holder may
+// create his one object with other bytes, as another type of blob or in the
+// archive tier, and may take snapshots of it. So what was uploaded has to be
+// verified before it is relied on, as the vault does when it lists a cut. After a
+// lost answer a second PUT meets 403, which neither means that the object is
+// there nor that it is not.
+//
+// For the time when nobody is there to sign there are two capabilities.
+// AheadSigner signs names whose contents are not known yet, one URL for each, and
+// grants no more than SignPut does. PrefixSigner signs for all names at once, and
+// only in a container that belongs to one writer (Config.Dedicated), because a
+// signature for a container of many would let a captured host occupy the names
+// of the others.
+//
+// Retention: PutNew sends it with the object. The holder of a signed URL cannot,
+// because the permission for it (i) would also let him lift it or lock his blobs
+// for ever; so what comes by signed URLs is retained by a default policy of the
+// container, or by whoever lists it (RetainNew): see Config.RetainSigned.
+//
+// Errors that say what an operator has to mend carry an objstore.Cause (package
+// refusal). Package meter counts the requests by billing class: Bucket.Stats.
 //
 // Blobs of other programs under the prefix whose names are not keys are ignored.
 // Under Config.Prefix the package keeps one object of its own,
 // "probe/create-only". Accounts with a hierarchical namespace are refused: they
-// show folders as blobs and list in another order.
+// show folders as blobs, list in another order, and have no version-level
+// immutability.
 //
 // With versioning (which version-level immutability demands) Delete leaves the
-// former version behind: it costs until a lifecycle rule removes it.
+// former version behind: it costs until a lifecycle rule removes it (an action on
+// versions, some days after they stopped being current).
+//
+// Tiers: new objects go into the account's default tier, which has to be Hot.
+// Cuts and their parts are read again and deleted within days, so in Cool (30
+// days at least are billed) or Cold (90) they cost more than they save. What has
+// outlived the fine-grained recovery points is folded data that is seldom read:
+// a lifecycle rule may move it to Cool, or to Cold if recovery points are kept
+// for more than 90 days, by the age since creation, with an age above that of the
+// oldest point that is not yet folded. Both can be read at once, for a price by
+// the GiB, which a failover pays. Rules go by a name's beginning only, so one for
+// "container/prefix/v1/m/" with that age is all that can be said. Archive is
+// never right: such blobs cannot be read for hours, and a restore fails. No rule
+// may delete current blobs: what is needed only Holdfast knows.
 //
 // Rights needed with Entra ID: the role Storage Blob Data Contributor on the
 // container (Reader suffices for Config.ReadOnly), for signed URLs Storage Blob
@@ -47,8 +77,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/cloud"
@@ -60,6 +92,9 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 
 	"holdfast/internal/objstore"
+	"holdfast/internal/objstore/azure/grant"
+	"holdfast/internal/objstore/azure/meter"
+	"holdfast/internal/objstore/azure/refusal"
 )
 
 // MaxObject is the greatest size of an object in bytes: what one Put Blob takes.
@@ -71,19 +106,20 @@ type Bucket struct {
 	c      Config
 	prefix string // in front of every key; empty or ending in a slash
 	http   *http.Client
+	meter  *meter.Meter
+	place  refusal.Place
 
 	turn     chan struct{} // holds one token: who has it may open or probe
 	client   atomic.Pointer[client]
 	writable atomic.Bool // the store was seen to honour If-None-Match
-	delegate atomic.Pointer[delegation]
+	defaults atomic.Bool // the container was seen to have a default retention
 }
 
 // client is what the SDK needs to be asked by.
 type client struct {
 	container *container.Client
-	service   *service.Client
-	shared    *azblob.SharedKeyCredential // nil if Entra ID or nobody signs
-	signs     bool                        // a user delegation key can be had
+	service   *service.Client // nil unless by Entra ID
+	grant     *grant.Signer   // nil if nobody can sign
 }
 
 func (c *client) blob(name string) *blockblob.Client { return c.container.NewBlockBlobClient(name) }
@@ -93,6 +129,8 @@ var (
 	_ objstore.AfterLister = (*Bucket)(nil)
 	_ objstore.Signer      = (*Bucket)(nil)
 	_ objstore.Retainer    = (*Bucket)(nil)
+	_ PrefixSigner         = (*Bucket)(nil)
+	_ AheadSigner          = (*Bucket)(nil)
 )
 
 // New returns the bucket; it does no I/O.
@@ -114,8 +152,10 @@ func New(c Config) (*Bucket, error) {
 	if p := strings.TrimSuffix(c.Prefix, "/"); p != "" {
 		b.prefix = p + "/"
 	}
+	b.meter = meter.New(c.endpointURL().Host, c.Transport)
+	b.place = refusal.Place{Account: c.account(), Container: c.Container, Auth: refusal.ByToken, Emulator: c.plain()}
 	b.http = &http.Client{
-		Transport: c.Transport,
+		Transport: b.meter,
 		// A signed request goes where it was signed for, or nowhere.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
@@ -158,6 +198,11 @@ func (b *Bucket) Close() error {
 	return nil
 }
 
+// Stats tells what this Bucket has asked of the service so far, by billing
+// class; see package meter. Uploads by signed URLs are not in it: they go from
+// their holder to the service.
+func (b *Bucket) Stats() meter.Stats { return b.meter.Stats() }
+
 // sdk returns the client, making it at first use.
 func (b *Bucket) sdk(ctx context.Context) (*client, error) {
 	if cl := b.client.Load(); cl != nil {
@@ -196,18 +241,20 @@ func (b *Bucket) sdkLocked() (*client, error) {
 	where := base.JoinPath(b.c.Container).String()
 	options := b.options()
 	cl := &client{}
+	sign := grant.Config{Container: b.c.Container, Plain: b.c.plain()}
 	switch {
 	case b.c.Auth == AuthAnonymous:
 		if cl.container, err = container.NewClientWithNoCredential(where, &container.ClientOptions{ClientOptions: options}); err != nil {
 			return nil, errors.New("the endpoint cannot be used")
 		}
 	case key != "":
-		if cl.shared, err = azblob.NewSharedKeyCredential(b.c.account(), key); err != nil {
+		if sign.Shared, err = azblob.NewSharedKeyCredential(b.c.account(), key); err != nil {
 			return nil, errors.New("the shared key is not one: it must be the base64 text that Azure shows") // err could show it
 		}
-		if cl.container, err = container.NewClientWithSharedKeyCredential(where, cl.shared, &container.ClientOptions{ClientOptions: options}); err != nil {
+		if cl.container, err = container.NewClientWithSharedKeyCredential(where, sign.Shared, &container.ClientOptions{ClientOptions: options}); err != nil {
 			return nil, errors.New("the endpoint cannot be used with a shared key")
 		}
+		cl.grant = grant.New(sign)
 	default:
 		token := b.c.Credential
 		if token == nil {
@@ -218,13 +265,44 @@ func (b *Bucket) sdkLocked() (*client, error) {
 		if cl.container, err = container.NewClient(where, token, &container.ClientOptions{ClientOptions: options}); err != nil {
 			return nil, fmt.Errorf("prepare to sign in by Entra ID: %w", err)
 		}
-		if cl.service, err = service.NewClient(base.String()+"/", token, &service.ClientOptions{ClientOptions: options}); err != nil {
+		// The SDK signs for the account that the first part of the host is called,
+		// which in https://host/ACCOUNT and with a name of one's own it is not.
+		keys := options
+		named := *base
+		if first, _, _ := strings.Cut(base.Hostname(), "."); first != b.c.account() {
+			named.Host, named.Path = b.c.account()+".blob.invalid", ""
+			keys.Transport = &redirected{to: base, http: b.http}
+		}
+		if cl.service, err = service.NewClient(named.String()+"/", token, &service.ClientOptions{ClientOptions: keys}); err != nil {
 			return nil, fmt.Errorf("prepare to sign in by Entra ID: %w", err)
 		}
-		cl.signs = true
+		sign.Fetch = func(ctx context.Context, start, expiry time.Time) (*service.UserDelegationCredential, error) {
+			return b.delegation(ctx, cl, start, expiry)
+		}
+		cl.grant = grant.New(sign)
+	}
+	switch { // before anybody can be refused
+	case b.c.Auth == AuthAnonymous:
+		b.place.Auth = refusal.ByNobody
+	case sign.Shared != nil:
+		b.place.Auth = refusal.ByKey
 	}
 	b.client.Store(cl)
 	return cl, nil
+}
+
+// redirected sends what the SDK addresses to the account's name to where the
+// account is.
+type redirected struct {
+	to   *url.URL
+	http *http.Client
+}
+
+func (d *redirected) Do(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.URL.Scheme, r.URL.Host, r.Host = d.to.Scheme, d.to.Host, d.to.Host
+	r.URL.Path, r.URL.RawPath = d.to.Path+r.URL.Path, ""
+	return d.http.Do(r)
 }
 
 // options are those of every client of the SDK: do decides on repetition,

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -20,40 +19,12 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
-	"go.uber.org/goleak"
 
 	"holdfast/internal/objstore"
 	"holdfast/internal/objstore/azure"
 	"holdfast/internal/objstore/httpstore"
 	"holdfast/internal/objstore/objstoretest"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-func newBucket(t *testing.T, c azure.Config) *azure.Bucket {
-	t.Helper()
-	b, err := azure.New(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return b
-}
-
-func put(t *testing.T, b objstore.Bucket, key, data string) {
-	t.Helper()
-	if err := b.PutNew(t.Context(), key, strings.NewReader(data), int64(len(data)), nil); err != nil {
-		t.Fatal(err)
-	}
-}
-
-type roundTripper func(*http.Request) (*http.Response, error)
-
-func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 // TestAzurite runs the contract, signed URLs and faults on Microsoft's emulator.
 func TestAzurite(t *testing.T) {
@@ -174,41 +145,6 @@ func TestEntra(t *testing.T) {
 	if _, err := b.SignPut(t.Context(), "v1/m/cut-9", 1, [32]byte{}, time.Now().Add(7*24*time.Hour-time.Minute)); err != nil || keys.Load() != 2 {
 		t.Errorf("a longer life: %v, %d keys", err, keys.Load())
 	}
-}
-
-func query(t *testing.T, text string) url.Values {
-	t.Helper()
-	u, err := url.Parse(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return u.Query()
-}
-
-// rawRequest sends what a program without scruples would send.
-func rawRequest(t *testing.T, transport http.RoundTripper, method, url string, headers map[string]string, body []byte, change func(http.Header)) int {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, url, bytes.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, value := range headers {
-		if !strings.EqualFold(name, "content-length") {
-			req.Header.Set(name, value)
-		}
-	}
-	if change != nil {
-		change(req.Header)
-	}
-	resp, err := (&http.Client{Transport: transport}).Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode
 }
 
 // attackSigned is a holder of a signed URL who wants more than was granted.

@@ -35,6 +35,18 @@ const (
 	Locked   = "locked"
 )
 
+// Who retains what comes by signed URLs. The holder of such a URL cannot: the
+// permission that would let him set a retention (i) also lets him lift it.
+const (
+	// ByContainer: the container has a default time-based retention policy
+	// (version-level), which counts for every blob from its creation on. SignPut
+	// sees that there is one; how long it is only Azure Resource Manager tells.
+	ByContainer = "container"
+	// ByVault: whoever lists the objects calls RetainNew for each. Until then they
+	// are not kept.
+	ByVault = "vault"
+)
+
 // The variables of the environment in which a shared key is looked for.
 const (
 	KeyVariable     = "AZURE_STORAGE_KEY"
@@ -77,6 +89,13 @@ type Config struct {
 	// have version-level immutability, which Open checks.
 	RetainMode string
 	RetainFor  time.Duration
+	// RetainSigned says who sees to it that objects which come by signed URLs are
+	// kept for RetainFor, too: ByContainer (or empty) or ByVault.
+	RetainSigned string
+
+	// Dedicated says that the container holds the objects of one writer only, so
+	// that SignPrefix may sign for the container as a whole. Prefix must be empty.
+	Dedicated bool
 
 	Transport http.RoundTripper // decides on proxies and TLS; nil means one like http.DefaultTransport
 
@@ -187,6 +206,18 @@ func (c Config) validateLimits(fail func(string, ...any) error) error {
 	default:
 		return fail("retention mode %.20q is not known; known are %s and %s", c.RetainMode, Unlocked, Locked)
 	}
+	switch c.RetainSigned {
+	case "":
+	case ByContainer, ByVault:
+		if c.RetainFor == 0 {
+			return fail("who retains what was uploaded matters only with a retention time")
+		}
+	default:
+		return fail("retain-signed %.20q is not known; known are %s and %s", c.RetainSigned, ByContainer, ByVault)
+	}
+	if c.Dedicated && c.Prefix != "" {
+		return fail("a dedicated container has no prefix: the writer may create blobs anywhere in it")
+	}
 	if c.RetainFor < 0 || c.StallTimeout < 0 || c.Attempts < 0 || c.BaseDelay < 0 || c.MaxDelay < 0 {
 		return fail("a limit is negative")
 	}
@@ -219,6 +250,10 @@ func (c Config) endpointURL() *url.URL {
 	return u
 }
 
+// plain reports whether the endpoint has no TLS, which is an emulator on this
+// machine.
+func (c Config) plain() bool { return c.endpointURL().Scheme == "http" }
+
 // String shows what the store is called, and no secret.
 func (c Config) String() string {
 	s := "azure://" + c.Container
@@ -240,7 +275,8 @@ func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
 //
 // with the further parameters auth (key, entra, emulator or anonymous), key-file
 // (a file with the shared key), read-only (true or false), retain-mode (unlocked
-// or locked) and retain-for (a time such as 720h). An address never holds
+// or locked), retain-for (a time such as 720h), retain-signed (container or vault)
+// and dedicated (true or false). An address never holds
 // credentials: one that does is refused, and not repeated in the error. The
 // result is validated.
 func ParseURL(text string) (Config, error) {
@@ -295,6 +331,10 @@ func (c *Config) set(name, value string) (err error) {
 		c.RetainMode = strings.ToLower(value)
 	case "retain-for":
 		c.RetainFor, err = time.ParseDuration(value)
+	case "retain-signed":
+		c.RetainSigned = strings.ToLower(value)
+	case "dedicated":
+		c.Dedicated, err = strconv.ParseBool(value)
 	default:
 		return fmt.Errorf("azure store: parameter %.40q is not known", name)
 	}

@@ -30,6 +30,8 @@ func TestParseURL(t *testing.T) {
 		{"azure://replicas?account=contoso&endpoint=https://10.0.0.1:10000/contoso", azure.Config{Container: "replicas", Account: "contoso", Endpoint: "https://10.0.0.1:10000/contoso"}},
 		{"azure://replicas?auth=emulator", azure.Config{Container: "replicas", Auth: azure.AuthEmulator}},
 		{"azure://replicas?account=contoso&retain-mode=locked&retain-for=720h", azure.Config{Container: "replicas", Account: "contoso", RetainMode: azure.Locked, RetainFor: 720 * time.Hour}},
+		{"azure://replicas?account=contoso&retain-mode=locked&retain-for=720h&retain-signed=Vault", azure.Config{Container: "replicas", Account: "contoso", RetainMode: azure.Locked, RetainFor: 720 * time.Hour, RetainSigned: azure.ByVault}},
+		{"azure://inbox?account=contoso&dedicated=true", azure.Config{Container: "inbox", Account: "contoso", Dedicated: true}},
 		{"azure://replicas?account=contoso&read-only=1&auth=anonymous", azure.Config{Container: "replicas", Account: "contoso", ReadOnly: true, Auth: azure.AuthAnonymous}},
 		{"azure://replicas?account=contoso&key-file=" + url.QueryEscape(keyFile), azure.Config{Container: "replicas", Account: "contoso", KeyFile: keyFile}},
 	} {
@@ -50,7 +52,8 @@ func TestParseURL(t *testing.T) {
 		"azure://replicas?account=contoso&endpoint=contoso:9000", "azure://replicas?account=contoso&endpoint=ftp://x", "azure://replicas?account=contoso&endpoint=https://x/other",
 		"azure://replicas?account=contoso&endpoint=http://contoso.blob.core.windows.net", "azure://replicas?account=contoso&endpoint=https://x?q", "azure://replicas?account=contoso&%zz",
 		"azure://replicas?auth=emulator&endpoint=https://example.com", "azure://replicas?account=contoso&auth=magic", "azure://replicas?account=contoso&auth=entra&key-file=/k",
-		"azure://replicas?account=contoso&key-file=k",
+		"azure://replicas?account=contoso&key-file=k", "azure://replicas?account=contoso&retain-signed=vault", "azure://replicas?account=contoso&retain-mode=locked&retain-signed=vault",
+		"azure://replicas?account=contoso&retain-mode=locked&retain-for=1h&retain-signed=host", "azure://inbox/p?account=contoso&dedicated=true", "azure://inbox?account=contoso&dedicated=perhaps",
 	} {
 		if c, err := azure.ParseURL(text); err == nil {
 			t.Errorf("%q was taken: %+v", text, c)

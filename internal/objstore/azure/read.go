@@ -16,6 +16,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 
 	"holdfast/internal/objstore"
+	"holdfast/internal/objstore/azure/attempt"
 )
 
 // Head describes an object; see objstore.Reader. SHA256 stays zero, because
@@ -41,9 +42,9 @@ func (b *Bucket) headOnce(ctx context.Context, key string) (*blob.GetPropertiesR
 	if err != nil {
 		return nil, fatal(objstore.ErrUnavailable, err)
 	}
-	w := newWatch(ctx, b.c.StallTimeout, 0)
-	defer w.stop()
-	out, err := cl.blob(b.at(key)).GetProperties(w.ctx, nil)
+	w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+	defer w.Stop()
+	out, err := cl.blob(b.at(key)).GetProperties(w.Ctx, nil)
 	if f := b.judge(w, err); f != nil {
 		return nil, f
 	}
@@ -96,7 +97,7 @@ type body struct {
 	nothing  bool   // there are no bytes in the range
 
 	current io.ReadCloser
-	watch   *watch
+	watch   *attempt.Watch
 	broken  int // attempts since the last progress
 	closed  bool
 }
@@ -116,10 +117,10 @@ func (r *body) open() *failure {
 		same := azcore.ETag(r.etag)
 		in.AccessConditions = &blob.AccessConditions{ModifiedAccessConditions: &blob.ModifiedAccessConditions{IfMatch: &same}}
 	}
-	w := newWatch(r.ctx, r.b.c.StallTimeout, -1) // the caller may read slowly
-	out, err := r.cl.blob(r.b.at(r.key)).DownloadStream(w.ctx, in)
+	w := attempt.NewWatch(r.ctx, r.b.c.StallTimeout, -1) // the caller may read slowly
+	out, err := r.cl.blob(r.b.at(r.key)).DownloadStream(w.Ctx, in)
 	if f := r.b.judge(w, err); f != nil {
-		w.stop()
+		w.Stop()
 		switch {
 		case f.status == http.StatusRequestedRangeNotSatisfiable && r.etag == "":
 			r.nothing = true
@@ -131,11 +132,11 @@ func (r *body) open() *failure {
 		}
 		return f
 	}
-	w.pause()
+	w.Pause()
 	if ranged && r.etag == "" && out.ContentLength != nil && *out.ContentLength == 0 {
 		// Azure refuses a range without bytes with 416; the emulator answers it.
 		_ = out.Body.Close()
-		w.stop()
+		w.Stop()
 		r.nothing = true
 		f := r.checkRange()
 		r.nothing = f == nil
@@ -156,7 +157,7 @@ func (r *body) open() *failure {
 	}
 	if out.ETag == nil || *out.ETag == "" || out.ContentLength == nil || first != r.off || ranged != (out.ContentRange != nil) || r.etag != "" && end != r.end {
 		_ = out.Body.Close()
-		w.stop()
+		w.Stop()
 		return odd("another range was answered than asked for")
 	}
 	r.etag, r.end, r.current, r.watch = string(*out.ETag), end, out.Body, w
@@ -198,15 +199,15 @@ func (r *body) Read(p []byte) (int, error) {
 				return 0, err
 			}
 		}
-		r.watch.moved()
+		r.watch.Moved()
 		n, err := r.current.Read(p[:min(int64(len(p)), r.end-r.off)])
-		r.watch.pause()
+		r.watch.Pause()
 		r.off += int64(n)
 		if n > 0 {
 			r.broken = 0
 			if r.off == r.end && err == nil {
 				// The transport reuses the connection only after its EOF.
-				r.watch.moved()
+				r.watch.Moved()
 				_, _ = io.CopyN(io.Discard, r.current, 1)
 			}
 			if r.off == r.end || err != nil {
@@ -217,7 +218,7 @@ func (r *body) Read(p []byte) (int, error) {
 		if err == nil {
 			continue
 		}
-		err = r.watch.explain(err)
+		err = r.watch.Explain(err)
 		r.drop()
 		if r.ctx.Err() != nil {
 			continue
@@ -234,7 +235,7 @@ func (r *body) Read(p []byte) (int, error) {
 func (r *body) drop() {
 	if r.current != nil {
 		_ = r.current.Close()
-		r.watch.stop()
+		r.watch.Stop()
 		r.current = nil
 	}
 }
@@ -336,9 +337,9 @@ type page struct {
 // pageOnce asks for a page and checks that it can be one: of this prefix, in
 // order. Names that are not keys are those of other programs.
 func (b *Bucket) pageOnce(ctx context.Context, cl *client, in *container.ListBlobsFlatOptions, prefix, last string) (*page, *failure) {
-	w := newWatch(ctx, b.c.StallTimeout, 0)
-	defer w.stop()
-	out, err := cl.container.NewListBlobsFlatPager(in).NextPage(w.ctx)
+	w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+	defer w.Stop()
+	out, err := cl.container.NewListBlobsFlatPager(in).NextPage(w.Ctx)
 	if f := b.judge(w, err); f != nil {
 		return nil, f
 	}

@@ -79,7 +79,7 @@ func TestAgentUpload(t *testing.T) {
 	}
 	e := startAzurite(t, false)
 	b := newBucket(t, e.settings())
-	const machine = dr.MachineID("00000000-0000-4000-8000-000000000001")
+
 	data := []byte("the sealed cut")
 	// send uploads data as cut n by an agent of its own, whose first PUT meets fault.
 	send := func(t *testing.T, v *signingVault, n uint64, data []byte, fault func(*http.Request) (*http.Response, error)) (puts int64, err error) {

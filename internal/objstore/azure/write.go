@@ -13,11 +13,15 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 
 	"holdfast/internal/objstore"
+	"holdfast/internal/objstore/azure/attempt"
 )
 
 // probeCreateOnly is the object with which the package tries what the store
 // does. It stays, so that a second Open needs one request.
-const probeCreateOnly = "probe/create-only"
+const (
+	probeFolder     = "probe/"
+	probeCreateOnly = probeFolder + "create-only"
+)
 
 // ready proves once that the store is fit to be written to.
 func (b *Bucket) ready(ctx context.Context, op, key string) error {
@@ -65,9 +69,9 @@ func (b *Bucket) ready(ctx context.Context, op, key string) error {
 // kind of account it is meets the order of the listing instead.
 func (b *Bucket) flat(ctx context.Context, cl *client, op, key string) error {
 	return b.do(ctx, op, key, func() *failure {
-		w := newWatch(ctx, b.c.StallTimeout, 0)
-		defer w.stop()
-		out, err := cl.container.GetAccountInfo(w.ctx, nil)
+		w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+		defer w.Stop()
+		out, err := cl.container.GetAccountInfo(w.Ctx, nil)
 		switch f := b.judge(w, err); {
 		case f == nil && out.IsHierarchicalNamespaceEnabled != nil && *out.IsHierarchicalNamespaceEnabled:
 			return fatal(objstore.ErrUnavailable, fmt.Errorf(
@@ -84,9 +88,9 @@ func (b *Bucket) flat(ctx context.Context, cl *client, op, key string) error {
 func (b *Bucket) probeOnce(ctx context.Context, cl *client) (refused bool, f *failure) {
 	text := []byte("Holdfast creates this object to see whether the store honours If-None-Match. It may be deleted.\n")
 	sum := md5.Sum(text)
-	w := newWatch(ctx, b.c.StallTimeout, 0)
-	defer w.stop()
-	out, err := cl.blob(b.at(probeCreateOnly)).Upload(w.ctx, nopCloser{bytes.NewReader(text)}, createOnly(sum[:]))
+	w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+	defer w.Stop()
+	out, err := cl.blob(b.at(probeCreateOnly)).Upload(w.Ctx, nopCloser{bytes.NewReader(text)}, createOnly(sum[:]))
 	f = b.judge(w, err)
 	switch {
 	case f == nil && (out.ETag == nil || *out.ETag == ""):
@@ -105,15 +109,32 @@ func (nopCloser) Close() error { return nil }
 
 // probeImmutable sees whether the container can keep single blobs.
 func (b *Bucket) probeImmutable(ctx context.Context, cl *client) *failure {
-	w := newWatch(ctx, b.c.StallTimeout, 0)
-	defer w.stop()
-	out, err := cl.container.GetProperties(w.ctx, nil)
+	w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+	defer w.Stop()
+	out, err := cl.container.GetProperties(w.Ctx, nil)
 	if f := b.judge(w, err); f != nil {
 		return f
 	}
 	if out.IsImmutableStorageWithVersioningEnabled == nil || !*out.IsImmutableStorageWithVersioningEnabled {
 		return fatal(objstore.ErrUnavailable, fmt.Errorf(
 			"%w: container %q has no version-level immutability, so no blob in it can be retained: use one that was created with it, or switch retention off",
+			errors.ErrUnsupported, b.c.Container))
+	}
+	return nil
+}
+
+// probeDefault sees whether the container retains by itself whatever is created
+// in it: it has version-level immutability and a policy of its own.
+func (b *Bucket) probeDefault(ctx context.Context, cl *client) *failure {
+	w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+	defer w.Stop()
+	out, err := cl.container.GetProperties(w.Ctx, nil)
+	if f := b.judge(w, err); f != nil {
+		return f
+	}
+	if out.HasImmutabilityPolicy == nil || !*out.HasImmutabilityPolicy {
+		return fatal(nil, fmt.Errorf(
+			"%w: the holder of a signed URL cannot set a retention, and container %q has no default one: give it a default time-based retention policy, or set retain-signed=vault if the vault retains what it lists",
 			errors.ErrUnsupported, b.c.Container))
 	}
 	return nil
@@ -164,10 +185,10 @@ func (b *Bucket) Delete(ctx context.Context, key string) error {
 // deleteOnce deletes the snapshots, too: whoever may create a blob may take
 // some, and could keep it from being deleted that way.
 func (b *Bucket) deleteOnce(ctx context.Context, cl *client, key string) *failure {
-	w := newWatch(ctx, b.c.StallTimeout, 0)
-	defer w.stop()
+	w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+	defer w.Stop()
 	include := blob.DeleteSnapshotsOptionTypeInclude
-	out, err := cl.blob(b.at(key)).Delete(w.ctx, &blob.DeleteOptions{DeleteSnapshots: &include})
+	out, err := cl.blob(b.at(key)).Delete(w.Ctx, &blob.DeleteOptions{DeleteSnapshots: &include})
 	if f := b.judge(w, err); f != nil {
 		return f
 	}
@@ -180,10 +201,10 @@ func (b *Bucket) deleteOnce(ctx context.Context, cl *client, key string) *failur
 // kept says why an object cannot be deleted, if it is so.
 func kept(out *blob.GetPropertiesResponse) error {
 	if out.LegalHold != nil && *out.LegalHold {
-		return errors.New("the object is on legal hold")
+		return because(objstore.CauseRetained, "the object is on legal hold")
 	}
 	if until := out.ImmutabilityPolicyExpiresOn; until != nil && until.After(time.Now()) {
-		return fmt.Errorf("the store keeps the object until %s", until.UTC().Format(time.RFC3339))
+		return because(objstore.CauseRetained, "the store keeps the object until %s", until.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
@@ -229,9 +250,9 @@ func (b *Bucket) Retain(ctx context.Context, key string, until time.Time) error 
 			}
 			target = *has
 		}
-		w := newWatch(ctx, b.c.StallTimeout, 0)
-		defer w.stop()
-		_, err := cl.blob(b.at(key)).SetImmutabilityPolicy(w.ctx, target, &blob.SetImmutabilityPolicyOptions{Mode: &mode})
+		w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+		defer w.Stop()
+		_, err := cl.blob(b.at(key)).SetImmutabilityPolicy(w.Ctx, target, &blob.SetImmutabilityPolicyOptions{Mode: &mode})
 		f = b.judge(w, err)
 		if f != nil && f.kind == objstore.ErrDenied {
 			// Perhaps somebody else was faster and asked for more.
@@ -241,6 +262,16 @@ func (b *Bucket) Retain(ctx context.Context, key string, until time.Time) error 
 		}
 		return f
 	})
+}
+
+// RetainNew retains an object that came by a signed URL, for Config.RetainFor
+// from now on: for whoever lists it, right after it was verified. It does nothing
+// if no retention is configured, and otherwise behaves like Retain.
+func (b *Bucket) RetainNew(ctx context.Context, key string) error {
+	if b.c.RetainFor == 0 {
+		return nil
+	}
+	return b.Retain(ctx, key, time.Now().Add(b.c.RetainFor))
 }
 
 // Hold puts an object on legal hold, or lifts it: while it lasts, nobody
@@ -256,9 +287,9 @@ func (b *Bucket) Hold(ctx context.Context, key string, on bool) error {
 		return &objstore.Error{Op: "retain", Key: key, Err: fmt.Errorf("%w: retention is switched off; add retain-mode=… to the store's address", errors.ErrUnsupported)}
 	}
 	return b.do(ctx, "retain", key, func() *failure {
-		w := newWatch(ctx, b.c.StallTimeout, 0)
-		defer w.stop()
-		_, err := cl.blob(b.at(key)).SetLegalHold(w.ctx, on, nil)
+		w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+		defer w.Stop()
+		_, err := cl.blob(b.at(key)).SetLegalHold(w.Ctx, on, nil)
 		return b.judge(w, err)
 	})
 }

@@ -137,7 +137,8 @@ func (s *Site) Boot(ctx context.Context, p agentapi.BootPayload, progress func(d
 	if rec.Local {
 		return s.startLocal(ctx, rec)
 	}
-	if _, err := s.cfg.Servings.Ensure(ctx, p.Serving); err != nil {
+	served, err := s.cfg.Servings.Ensure(ctx, p.Serving)
+	if err != nil {
 		return agentapi.BootResult{}, err
 	}
 	vm, disks, err := hydrate.ReadVM(s.cfg.Servings.Dir(p.Serving))
@@ -162,7 +163,7 @@ func (s *Site) Boot(ctx context.Context, p agentapi.BootPayload, progress func(d
 		return agentapi.BootResult{}, err
 	}
 	s.cfg.Log.Info("recovery VM started", "vm", p.VMName, "serving", p.Serving, "prepare", prepared, "start", time.Since(start)-prepared)
-	return agentapi.BootResult{VM: string(id), PrepareSecs: prepared.Seconds(), StartSecs: (time.Since(start) - prepared).Seconds()}, nil
+	return agentapi.BootResult{VM: string(id), PrepareSecs: prepared.Seconds(), StartSecs: (time.Since(start) - prepared).Seconds(), Repaired: served.Repaired}, nil
 }
 
 // startLocal answers a repeated Boot of a VM that no longer needs its serving.
@@ -204,7 +205,7 @@ func (s *Site) bootSpec(p agentapi.BootPayload, vm cut.VMRecord, disks []hydrate
 // ready has the disks made from a warm replica, if it holds every disk of this very
 // point. Not being able to ask costs time only: then the point itself is copied.
 func (s *Site) ready(ctx context.Context, p agentapi.BootPayload, spec *hypervisor.BootSpec) error {
-	if s.cfg.Images == nil {
+	if s.cfg.Images == nil || p.Repair != "" {
 		return nil
 	}
 	images, err := s.cfg.Images(ctx, dr.MachineID(p.Machine), dr.Generation(p.Generation), p.N)

@@ -22,6 +22,7 @@ import (
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
 	"holdfast/internal/objstore"
+	"holdfast/internal/sqldb"
 	"holdfast/internal/store"
 	"holdfast/internal/vault/state"
 	"holdfast/internal/vaultdb"
@@ -454,7 +455,7 @@ func (r *Replicas) OpenPoint(ctx context.Context, agent dr.AgentID, req agentapi
 	if dr.KindOf(err) == dr.KindNotFound {
 		var w vaultdb.Warm
 		w, err = vaultdb.WarmByServing(ctx, r.st.Q(), req.Serving)
-		s = vaultdb.Serving{ID: w.Serving, Item: w.Item, Machine: w.Machine, Gen: w.Gen, N: w.N, Agent: w.Agent, Kind: "warm"}
+		s = vaultdb.Serving{ID: w.Serving, Item: w.Item, Machine: w.Machine, Gen: w.Gen, N: w.N, Agent: w.Agent, Kind: warmKind}
 	}
 	if err != nil && dr.KindOf(err) != dr.KindNotFound {
 		return agentapi.OpenPointResponse{}, state.Outward(err)
@@ -479,7 +480,11 @@ func (r *Replicas) OpenPoint(ctx context.Context, agent dr.AgentID, req agentapi
 	if err != nil {
 		return agentapi.OpenPointResponse{}, err
 	}
-	out := agentapi.OpenPointResponse{Machine: string(s.Machine), Generation: uint32(s.Gen), N: s.N, StoreURL: r.cfg.StoreURL,
+	repair, err := r.repairs(ctx, s)
+	if err != nil {
+		return agentapi.OpenPointResponse{}, err
+	}
+	out := agentapi.OpenPointResponse{Repair: repair, Machine: string(s.Machine), Generation: uint32(s.Gen), N: s.N, StoreURL: r.cfg.StoreURL,
 		Ticket: ticket, Expires: expires, Keys: map[string][]byte{}}
 	var bad error
 	for _, e := range epochs {
@@ -500,6 +505,34 @@ func (r *Replicas) OpenPoint(ctx context.Context, agent dr.AgentID, req agentapi
 	}
 	return out, nil
 }
+
+// repairs is the target for which the guest of a serving is to be repaired; "" = it is not.
+func (r *Replicas) repairs(ctx context.Context, s vaultdb.Serving) (string, error) {
+	if s.Kind == warmKind {
+		return "", nil
+	}
+	it, err := vaultdb.ItemByID(ctx, r.st.Q(), s.Item)
+	if err != nil {
+		return "", state.Outward(err)
+	}
+	return Repairs(ctx, r.st.Q(), it)
+}
+
+// Repairs is the target for which an item's guest is to be repaired while a point of
+// it is served; "" = it is not: nobody asked for it, or the recovery site is no cloud.
+func Repairs(ctx context.Context, q sqldb.Querier, it vaultdb.Item) (string, error) {
+	if !it.Settings.Cloud.Repair {
+		return "", nil
+	}
+	f, err := vaultdb.Fabric(ctx, q, it.RecoveryFabric)
+	if dr.KindOf(err) == dr.KindNotFound || err == nil && f.Type != dr.AzureSite {
+		return "", nil
+	}
+	return "azure", state.Outward(err)
+}
+
+// warmKind is the kind of the servings of warm replicas, which are no failovers.
+const warmKind dr.FailoverKind = "warm"
 
 // Claim writes vault.json, or checks that the store is this vault's.
 func (r *Replicas) Claim(ctx context.Context, name, software string) error {

@@ -2,13 +2,9 @@ package hosttool
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -43,7 +39,6 @@ const (
 // Limits of the doctor.
 const (
 	doctorCall = 2 * time.Minute
-	maxSkew    = 2 * time.Minute // clocks that differ by more confuse certificates and recovery points
 	lowSpace   = 10 << 30
 )
 
@@ -54,6 +49,7 @@ type doctor struct {
 	proxy hosting.Proxy
 	state string
 	vm    string
+	net   networkFlags
 	list  []check
 }
 
@@ -62,13 +58,14 @@ func (a *app) doctorCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "doctor", Short: "Find out what keeps replication from working on this host", Args: cobra.NoArgs,
 		Long: "Look after the connection to the hypervisor, its rights and services, the VMs, the space on the volumes and, on a\n" +
-			"registered host, the vault. With --vm, one checkpoint of that VM is made, read and removed: do this once\n" +
-			"before protecting anything on a new host.",
+			"registered host, the way to the vault, hop by hop. --store and --azure add what they name to the way. With\n" +
+			"--vm, one checkpoint of that VM is made, read and removed: do this once before protecting anything on a new host.",
 		RunE: func(c *cobra.Command, _ []string) error { return d.run(c.Context()) },
 	}
 	d.flags.Add(c)
 	d.vmm.Add(c)
 	d.proxy.Add(c)
+	d.net.add(c)
 	c.Flags().StringVar(&d.state, "state", hosting.DefaultState(), "state directory of the agent, if the host is registered")
 	c.Flags().StringVar(&d.vm, "vm", "", "make and remove one checkpoint of this VM, by name or id")
 	return c
@@ -86,6 +83,8 @@ var fallback = map[string]string{
 	"checkpoint": "Look into the log of the hypervisor's management service; 'holdfast agent cleanup' removes what may be left.",
 	"vmm":        "Check that VMM's console is installed here and that this account has a role in VMM.",
 	"proxy":      "Name the proxy with --proxy, or --proxy none.",
+	"network":    "Correct the flag or file that the message names.",
+	"throughput": "See the hops of the store, and whether this machine may write there.",
 	"vault":      "Read the message; if the registration can't be read, register the host again with a new key.",
 }
 
@@ -119,7 +118,7 @@ func (d *doctor) run(ctx context.Context) (err error) {
 	if rerr == nil && slices.Contains(reg.Roles, dr.RoleVMM) {
 		d.manager(ctx)
 	}
-	d.vault(ctx, reg, rerr)
+	d.network(ctx, reg, rerr)
 	if err := console.List(d.app.Console, d.list, "", console.Col("CHECK", func(c check) string { return c.Name }), console.Col("RESULT", func(c check) string { return c.Status }),
 		console.Wide("DETAIL", func(c check) string { return c.Detail }), console.Wide("WHAT TO DO", func(c check) string { return console.Dash(c.Remedy) })); err != nil {
 		return err
@@ -140,7 +139,7 @@ func (d *doctor) run(ctx context.Context) (err error) {
 func (d *doctor) host(ctx context.Context, dir string) {
 	ctx, cancel := context.WithTimeout(ctx, 5*doctorCall)
 	defer cancel()
-	if d.flags.IsHyperV() {
+	if d.flags.IsHyperV() && d.flags.Azure == "" { // on Windows Hyper-V is the default
 		d.management(ctx)
 	}
 	h, err := d.flags.Open(ctx, dir, slog.New(slog.DiscardHandler))
@@ -312,76 +311,5 @@ func (d *doctor) manager(ctx context.Context) {
 	d.add(name, ok, fmt.Sprintf("%s %s: %d clouds, %d hosts, %d VM networks, %d VMs", s.Server.Name, s.Server.Product, len(s.Clouds), len(s.Hosts), len(s.VMNetworks), len(s.VMs)), "")
 	if len(s.Warnings) > 0 {
 		d.add(name, warning, "not listed: "+strings.Join(s.Warnings, "; "), "Give the agent's account a role in VMM that may see them.")
-	}
-}
-
-// vault looks after the way to the vault of a registered host.
-func (d *doctor) vault(ctx context.Context, reg agent.Registration, rerr error) {
-	const name = "vault"
-	if dr.KindOf(rerr) == dr.KindPrecondition {
-		d.add(name, skipped, "this host is not registered (no registration in "+d.state+")", "Register it with 'holdfast agent register', or name its --state.")
-		return
-	}
-	if rerr != nil {
-		d.fail(name, rerr)
-		return
-	}
-	u, err := url.Parse(reg.VaultURL)
-	if err != nil {
-		d.fail(name, err)
-		return
-	}
-	lost, err := d.proxy.Apply(reg.VaultURL)
-	if err != nil {
-		d.fail("proxy", err)
-		return
-	}
-	if len(lost) > 0 {
-		d.add("proxy", warning, "exceptions of the machine's proxy are not understood: "+strings.Join(lost, " "), "Name them with --no-proxy.")
-	}
-	// Behind a proxy the host need not know the vault's name.
-	via, err := http.ProxyFromEnvironment(&http.Request{URL: u})
-	if err != nil {
-		d.fail("proxy", dr.Errorf(dr.KindInvalid, "agent.doctor", "the proxy of the environment is no address"))
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	if via != nil {
-		d.add("proxy", ok, "the vault is reached by "+via.Redacted(), "")
-	} else if _, err := net.DefaultResolver.LookupHost(ctx, u.Hostname()); err != nil {
-		d.add(name, failed, fmt.Sprintf("the name %s can't be resolved: %v", u.Hostname(), err), "Check the host's DNS servers and the vault's address.")
-		return
-	}
-	// The vault's certificate is pinned by its authority, which the agent checks with every call; here only the way is looked at.
-	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, //nolint:gosec // no secret is sent
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodHead, u.Scheme+"://"+u.Host+"/", nil)
-	if err != nil {
-		d.fail(name, err)
-		return
-	}
-	began := time.Now()
-	resp, err := client.Do(req)
-	if err != nil {
-		d.add(name, failed, err.Error(), "Open outbound TCP to the vault's port, or name the proxy with --proxy or HTTPS_PROXY.")
-		return
-	}
-	took := time.Since(began)
-	_ = resp.Body.Close() // HEAD has none
-	d.add(name, ok, fmt.Sprintf("%s answers in %s", u.Host, took.Round(time.Millisecond)), "")
-	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
-		skew := d.app.Now().Sub(date).Round(time.Second)
-		if skew > maxSkew || skew < -maxSkew {
-			d.add("clock", failed, fmt.Sprintf("this host's clock differs by %s from the vault's", skew), "Set the clock: 'w32tm /resync' or systemd-timesyncd.")
-		} else {
-			d.add("clock", ok, fmt.Sprintf("differs by %s from the vault's", skew), "")
-		}
-	}
-	if left := reg.NotAfter.Sub(d.app.Now()); left < 7*24*time.Hour {
-		d.add("certificate", warning, fmt.Sprintf("the agent's certificate is good for %s", console.Short(max(left, 0))), "The agent renews it when it reaches the vault; one that has ended needs a new registration.")
-	} else {
-		d.add("certificate", ok, "good until "+reg.NotAfter.Format(time.DateOnly), "")
 	}
 }

@@ -1,5 +1,6 @@
 // Package hosttool holds the commands for whoever stands before a host: doctor
-// (what keeps replication from working here), probe (record what a Hyper-V host answers) and cleanup (remove
+// (what keeps replication from working here), urls (what a
+// firewall has to let out), probe (record what a Hyper-V host answers) and cleanup (remove
 // what replication left behind).
 //
 // They need no vault. Doctor changes nothing unless a VM is named, on which it
@@ -18,5 +19,5 @@ type app struct{ *console.Console }
 // Commands are the subcommands of 'holdfast agent'.
 func Commands(c *console.Console) []*cobra.Command {
 	a := &app{c}
-	return []*cobra.Command{a.doctorCommand(), a.probeCommand(), a.cleanupCommand()}
+	return []*cobra.Command{a.doctorCommand(), a.urlsCommand(), a.probeCommand(), a.cleanupCommand()}
 }

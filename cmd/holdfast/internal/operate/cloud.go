@@ -1,6 +1,7 @@
 package operate
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -11,12 +12,13 @@ import (
 	"holdfast/cmd/holdfast/internal/console"
 	"holdfast/internal/armclient"
 	"holdfast/internal/armwire"
+	"holdfast/internal/dr"
 	"holdfast/internal/planner"
 )
 
 // cloudCommands are the verbs about what a recovery VM gets, most of them in a cloud.
 func (a *app) cloudCommands() []*cobra.Command {
-	return []*cobra.Command{a.sizesCommand(), a.setCommand(), a.warmCommand()}
+	return []*cobra.Command{a.sizesCommand(), a.setCommand(), a.warmCommand(), a.checkGuestCommand()}
 }
 
 func (a *app) sizesCommand() *cobra.Command {
@@ -60,7 +62,7 @@ func (a *app) setCommand() *cobra.Command {
 	var wait waitFlag
 	flags := map[string]*string{}
 	var cpus, memory int
-	var public bool
+	var public, repair bool
 	var tags, nics []string
 	c := &cobra.Command{Use: "set ITEM", Short: "Change what the recovery VM is to be: name, size, networks", Args: cobra.ExactArgs(1),
 		Long: "Change settings of the recovery VM; what is not named stays as it is, and an empty text takes a setting\nback. They count from the next failover on.",
@@ -78,6 +80,7 @@ func (a *app) setCommand() *cobra.Command {
 	f.IntVar(&cpus, "cpus", 0, "processors (0 = as the source; in Azure the least that the size must have)")
 	f.IntVar(&memory, "memory", 0, "memory in MiB (0 = as the source)")
 	f.BoolVar(&public, "public-ip", false, "Azure: the primary adapter gets a public address")
+	f.BoolVar(&repair, "repair-guest", false, "Azure: repair on a side layer what would keep the guest from booting; see 'holdfast item check'")
 	f.StringArrayVar(&tags, "tag", nil, "Azure: NAME=VALUE; all that are given replace all there were")
 	f.StringArrayVar(&nics, "nic", nil, "adapter: ID=unused, or ID=subnet:NAME,ip:ADDRESS,test-subnet:NAME,test-ip:ADDRESS; may be repeated")
 	c.RunE = a.withClient(func(ctx context.Context, cl *armclient.Client, args []string) error {
@@ -99,6 +102,9 @@ func (a *app) setCommand() *cobra.Command {
 		}
 		if c.Flags().Changed("public-ip") {
 			d.PublicIP = &public
+		}
+		if c.Flags().Changed("repair-guest") {
+			d.RepairGuest = &repair
 		}
 		if c.Flags().Changed("tag") {
 			d.TargetVMTags = map[string]string{}
@@ -246,4 +252,48 @@ func (a *app) showWarm(ctx context.Context, c *armclient.Client, s armwire.ItemS
 	return a.Describe(v, console.F("vm", v.VM), console.F("warm replica", state), console.F("disks", console.Bytes(e.DiskBytes)), console.F("kept", "up to "+console.Bytes(e.Bytes)),
 		console.F("writes a day", fmt.Sprintf("%.0f", e.WritesPerDay)), console.F("cost a month", month),
 		console.F("without it", "a failover copies the disks, about "+console.Short(e.Cold)+" at 60 MiB/s for each disk"))
+}
+
+// checkGuestCommand looks into the guest of a recovery point.
+func (a *app) checkGuestCommand() *cobra.Command {
+	var point, target string
+	c := &cobra.Command{Use: "check ITEM", Short: "Look into a recovery point: what would keep its guest from booting elsewhere?", Args: cobra.ExactArgs(1),
+		Long: "Look into the file systems of a recovery point and say what would keep the guest from booting, or from being\n" +
+			"reached, at the recovery site: drivers, boot loader, device names, console, network. Nothing is changed. Code 8\n" +
+			"if something stands in the way.",
+		RunE: a.withClient(func(ctx context.Context, c *armclient.Client, args []string) error {
+			s, err := c.Items().Summary(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			r, err := c.Items().GuestCheck(ctx, s.ResourceID, point, target)
+			if err != nil {
+				return err
+			}
+			type row = armwire.GuestFinding
+			if !a.JSON {
+				a.Say("%s, point %s, for %s: %s", s.VMName, r.Point, r.Target, cmp.Or(r.OS, "the guest's system is not known"))
+				for _, f := range r.Fixes {
+					if f.Refused == "" {
+						a.Say("Can be repaired at the failover ('holdfast item set %s --repair-guest'): %s, %s.", s.VMName, f.File, f.What)
+					}
+				}
+				if err := console.List(a.Console, r.Findings, "Nothing stands in the way.", console.Col("SEVERITY", func(f row) string { return f.Severity }), console.Wide("WHAT", func(f row) string {
+					return strings.TrimPrefix(f.Object+": ", ": ") + f.Reason
+				}), console.Wide("WHAT TO DO", func(f row) string { return f.WayOut })); err != nil {
+					return err
+				}
+			} else if err := a.Describe(r); err != nil {
+				return err
+			}
+			for _, f := range r.Findings {
+				if f.Severity == "error" {
+					return dr.Errorf(dr.KindPrecondition, "holdfast.item", "the guest would not come up: %s", f.Reason)
+				}
+			}
+			return nil
+		})}
+	c.Flags().StringVar(&point, "point", "", "recovery point (default: the latest)")
+	c.Flags().StringVar(&target, "target", "", "azure, hyperv or kvm (default: what the recovery site is)")
+	return c
 }
