@@ -282,7 +282,17 @@ func (a *app) agentHost(ctx context.Context, o runOptions, cfg *agent.Config, di
 		return nil, errors.Join(dr.Errorf(dr.KindInternal, "agent.run", "find this program: %w", err), host.Close())
 	}
 	launcher := &hydrate.Launcher{Root: root, Argv: []string{self, "agent", "serve-point", "--state", cfg.StateDir, "--run-dir", cfg.RunDir}}
-	cfg.Recovery = hostsite.New(hostsite.Config{Host: host, Servings: launcher, Dir: filepath.Join(dir, "recovery"), Image: o.host.Image(), Log: cfg.Log})
+	site := hostsite.Config{Host: host, Servings: launcher, Dir: filepath.Join(dir, "recovery"), Image: o.host.Image(), Log: cfg.Log}
+	if cloud, ok := host.(*hosting.Azure); ok {
+		w, err := cloud.Warm()
+		if err != nil {
+			return nil, errors.Join(err, host.Close())
+		}
+		if w != nil {
+			cfg.Warm, site.Images = w, w.Images
+		}
+	}
+	cfg.Recovery = hostsite.New(site)
 	return host, nil
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"holdfast/cmd/holdfast/internal/azuretool"
 	"holdfast/cmd/holdfast/internal/console"
 	"holdfast/cmd/holdfast/internal/operate"
 	"holdfast/cmd/holdfast/internal/planning"
@@ -121,6 +122,7 @@ func newRoot(c *console.Console) *cobra.Command {
 	add("daily", operate.Daily(c)...)
 	add("setup", vaulthost.VaultCommand(c), a.agentCommand())
 	add("setup", operate.Setup(c)...)
+	add("setup", azuretool.Command(c))
 	add("tools", storetool.StoreCommand(c), storetool.RecoverCommand(c))
 	add("tools", planning.PlanCommand(c))
 	add("tools", operate.Offline(c)...)

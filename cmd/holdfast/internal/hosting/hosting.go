@@ -1,6 +1,6 @@
 // Package hosting knows the flags that say which hypervisor a host has and how
 // to reach it, and opens it: KVM by libvirt, or Hyper-V by WS-Man or COM with its disks by
-// virtdisk.dll or, for the simulator, in a directory. Only cmd wires adapters; this is where.
+// virtdisk.dll or, for the simulator, in a directory, or a resource group of Azure. Only cmd wires adapters; this is where.
 // It also knows what else a host's commands share: the way to VMM, the proxy, and where state and product directories are.
 //
 // It promises: no password on a command line or in an error; an address
@@ -53,6 +53,7 @@ type Flags struct {
 	Files           string // directory that stands for the drives of a simulated host
 	Tracker         string
 	Dir             string // product directory
+	Azure           string // configuration file of a resource group; "" = a host with a hypervisor
 }
 
 // Add adds the flags to a command.
@@ -72,6 +73,7 @@ func (h *Flags) Add(c *cobra.Command) {
 	f.BoolVar(&h.Basic, "hyperv-basic", false, "sign in with Basic instead of Negotiate (over HTTPS only)")
 	f.StringVar(&h.Files, "hyperv-files", "", "directory that holds the drives of a simulated Hyper-V host")
 	f.StringVar(&h.Tracker, "hyperv-tracker", "rct", "how changes are tracked: rct (hrl is refused so far)")
+	f.StringVar(&h.Azure, "azure", "", "configuration file of an Azure resource group that VMs are recovered in, instead of a hypervisor")
 	f.StringVar(&h.Dir, "dir", "", "directory for scratch files, sockets and recovery disks; the hypervisor must get there (default: STATE.vms)")
 }
 
@@ -80,7 +82,10 @@ func (h *Flags) IsHyperV() bool { return h.HyperV != "" }
 
 // Image is how the names of recovery disks end.
 func (h *Flags) Image() string {
-	if h.IsHyperV() {
+	switch {
+	case h.Azure != "":
+		return ".vhd"
+	case h.IsHyperV():
 		return ".vhdx"
 	}
 	return ".qcow2"
@@ -89,6 +94,9 @@ func (h *Flags) Image() string {
 // Open connects to the host's hypervisor; dir is the product directory.
 func (h *Flags) Open(ctx context.Context, dir string, log *slog.Logger) (hypervisor.Host, error) {
 	const op = "holdfast.host"
+	if h.Azure != "" {
+		return openAzure(ctx, h.Azure, log)
+	}
 	if !h.IsHyperV() {
 		if runtime.GOOS != "linux" {
 			return nil, dr.Errorf(dr.KindUnsupported, op, "KVM hosts are Linux hosts; this is %s. Name a Hyper-V host with --hyperv", runtime.GOOS)
