@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -161,13 +164,29 @@ func TestStoryToAzure(t *testing.T) {
 			}
 			act(d.disaster, d.prove, d.commit)
 			t.Logf("RPO %.1f s, RTO %.1f s, ledger %+v", d.result.RPO, d.result.RTO, d.result.Ledger)
-			imported := 0
+			uploads, managed := 0, 0
 			for _, c := range az.cloud.Calls() {
-				if c.Method == "PUT" && strings.Contains(c.Path, "/Microsoft.Compute/disks/") {
-					imported++
+				switch {
+				case c.Method == "PUT" && strings.HasPrefix(c.Path, "/md/"):
+					uploads++
+				case strings.HasPrefix(c.Path, "/subscriptions/"):
+					managed++
 				}
 			}
-			t.Logf("%d disks were made, %d calls of the resource manager", imported, len(az.cloud.Calls()))
+			if warm != (uploads == 0) {
+				t.Errorf("warm replica: %v, requests that uploaded disks: %d", warm, uploads)
+			}
+			if managed > 1500 { // they are limited for the whole subscription
+				t.Errorf("%d calls of the resource manager", managed)
+			}
+			kinds := map[string]int{}
+			for _, c := range az.cloud.Calls() {
+				kind := c.Method + " " + regexp.MustCompile(`^/subscriptions/[^/]+(/resourceGroups/[^/]+)?`).ReplaceAllString(c.Path, "")
+				kinds[regexp.MustCompile(`[0-9a-f]{8}[-0-9a-z]*|ledger[-a-z0-9.]*`).ReplaceAllString(kind, "*")]++
+			}
+			for _, k := range slices.SortedFunc(maps.Keys(kinds), func(a, b string) int { return kinds[b] - kinds[a] })[:min(len(kinds), 12)] {
+				t.Logf("%5d %s", kinds[k], k)
+			}
 		})
 	}
 }

@@ -19,12 +19,14 @@ import (
 	"holdfast/internal/agent"
 	"holdfast/internal/agent/assignment"
 	"holdfast/internal/agent/channel"
+	"holdfast/internal/agentapi"
 	"holdfast/internal/armwire"
 	"holdfast/internal/dr"
 	"holdfast/internal/hydrate"
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/pace"
 	"holdfast/internal/recovery/hostsite"
+	"holdfast/internal/store"
 )
 
 func (a *app) agentCommand() *cobra.Command {
@@ -262,6 +264,10 @@ func (a *app) agentRun(ctx context.Context, o runOptions, log *slog.Logger) (err
 	return ag.Close()
 }
 
+// azureLook is how often a VM in Azure is looked at while it boots: every look is some
+// calls of the resource manager, which are limited for the whole subscription.
+const azureLook = 3 * time.Second
+
 // agentHost opens the host's hypervisor, and what recovers VMs on it.
 func (a *app) agentHost(ctx context.Context, o runOptions, cfg *agent.Config, dir string, recovers bool) (host hypervisor.Host, err error) {
 	root := ""
@@ -284,12 +290,22 @@ func (a *app) agentHost(ctx context.Context, o runOptions, cfg *agent.Config, di
 	launcher := &hydrate.Launcher{Root: root, Argv: []string{self, "agent", "serve-point", "--state", cfg.StateDir, "--run-dir", cfg.RunDir}}
 	site := hostsite.Config{Host: host, Servings: launcher, Dir: filepath.Join(dir, "recovery"), Image: o.host.Image(), Log: cfg.Log}
 	if cloud, ok := host.(*hosting.Azure); ok {
-		w, err := cloud.Warm()
+		site.Every = azureLook
+		w, err := cloud.Warm(ctx)
 		if err != nil {
 			return nil, errors.Join(err, host.Close())
 		}
 		if w != nil {
-			cfg.Warm, site.Images = w, w.Images
+			cfg.Warm = w
+			site.Images = func(ctx context.Context, p agentapi.BootPayload) (map[string]string, error) {
+				return w.Images(ctx, p, func(ctx context.Context, serving string) (*store.Store, func() error, error) {
+					point, err := agent.OpenPoint(ctx, cfg.StateDir, serving)
+					if err != nil {
+						return nil, nil, err
+					}
+					return point.Store(), point.Close, nil
+				})
+			}
 		}
 	}
 	cfg.Recovery = hostsite.New(site)

@@ -53,9 +53,11 @@ type Config struct {
 	Servings Servings
 	Dir      string // records and disk images; QEMU must be able to read it
 	Image    string // how the names of disk images end: .qcow2 (default), .vhdx
-	// Images finds the disks of a point that a warm replica holds: by disk id the
-	// address that hypervisor.BootDisk.Image wants. Nil or empty means that there are none. It may be nil.
-	Images func(ctx context.Context, m dr.MachineID, gen dr.Generation, n uint64) (map[string]string, error)
+	// Images finds the disks of the point of a serving in a warm replica, which it may
+	// bring to the point first: by disk id the address that hypervisor.BootDisk.Image
+	// wants. Nil or empty means that there are none. It may be nil.
+	Images func(ctx context.Context, p agentapi.BootPayload) (map[string]string, error)
+	Every  time.Duration // between looks at a VM that is verified; 0 = 250 ms
 	Log    *slog.Logger
 }
 
@@ -75,6 +77,9 @@ func New(cfg Config) *Site {
 	}
 	if cfg.Image == "" {
 		cfg.Image = ".qcow2"
+	}
+	if cfg.Every <= 0 {
+		cfg.Every = 250 * time.Millisecond
 	}
 	return &Site{cfg: cfg, locks: map[string]*sync.Mutex{}}
 }
@@ -208,7 +213,7 @@ func (s *Site) ready(ctx context.Context, p agentapi.BootPayload, spec *hypervis
 	if s.cfg.Images == nil || p.Repair != "" {
 		return nil
 	}
-	images, err := s.cfg.Images(ctx, dr.MachineID(p.Machine), dr.Generation(p.Generation), p.N)
+	images, err := s.cfg.Images(ctx, p)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -297,7 +302,7 @@ func (s *Site) Verify(ctx context.Context, p agentapi.VerifyPayload) (agentapi.V
 		select {
 		case <-ctx.Done():
 			return res, context.Cause(ctx)
-		case <-time.After(250 * time.Millisecond):
+		case <-time.After(s.cfg.Every):
 		}
 	}
 	if shot, err := s.cfg.Host.Screenshot(ctx, dr.VMID(p.VM)); err == nil {

@@ -11,6 +11,7 @@ import (
 
 	"holdfast/internal/dr"
 	"holdfast/internal/objstore"
+	"holdfast/internal/store"
 )
 
 // ExitOK is the exit code of a command that did what was asked.
@@ -52,6 +53,9 @@ func Classify(err error) error {
 	var known *dr.Error
 	if errors.As(err, &known) {
 		return err
+	}
+	if e := store.Refusal("holdfast", "the store refused", err); e != nil {
+		return e
 	}
 	for _, x := range []struct {
 		is   error

@@ -8,8 +8,10 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 
 	"holdfast/internal/agent"
+	"holdfast/internal/agentapi"
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor/azure"
 	"holdfast/internal/hypervisor/azure/arm"
@@ -44,8 +46,9 @@ func openAzure(ctx context.Context, file string, log *slog.Logger) (*Azure, erro
 // Close ends the session too.
 func (a *Azure) Close() error { return errors.Join(a.Host.Close(), a.session.Close()) }
 
-// Warm is where the site keeps warm replicas; nil if its configuration names no container.
-func (a *Azure) Warm() (*Warm, error) {
+// Warm is where the site keeps warm replicas; nil if its configuration names no
+// container. One that does not exist is made: what it holds can always be made again.
+func (a *Azure) Warm(ctx context.Context) (*Warm, error) {
 	cfg := a.session.Config()
 	if cfg.StorageAccount == "" || cfg.Container == "" {
 		return nil, nil
@@ -59,6 +62,13 @@ func (a *Azure) Warm() (*Warm, error) {
 		access.Token = a.session.Credential()
 	} else if access.Key, err = blob.NewSharedKeyCredential(cfg.StorageAccount, key); err != nil {
 		return nil, dr.New(dr.KindInvalid, dr.CodeAzureConfiguration, "azure.Warm", "the key of storage account %s is not base64", cfg.StorageAccount)
+	}
+	c, err := a.session.Container()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.Create(ctx, nil); err != nil && !bloberror.HasCode(err, bloberror.ContainerAlreadyExists) {
+		return nil, arm.Classify("azure.Warm", "container "+cfg.Container+" of storage account "+cfg.StorageAccount, err)
 	}
 	r, err := warm.New(warm.Config{Container: cfg.Endpoints().Blob(cfg.StorageAccount) + "/" + cfg.Container, Access: access, Log: a.log})
 	if err != nil {
@@ -79,15 +89,40 @@ type Warm struct {
 // may copy from its page blobs for a while.
 const useTime = 24 * time.Hour
 
-// Images finds a point for a recovery VM, and keeps it from being pruned.
-func (w *Warm) Images(ctx context.Context, m dr.MachineID, gen dr.Generation, n uint64) (map[string]string, error) {
+// Images finds the disks of a point for a recovery VM, and keeps them from being
+// pruned. A replica that holds another point is brought to this one, which costs what
+// has changed between them; one that never held a point has nothing to offer: copying
+// the disks is as quick. open opens the store of a serving.
+func (w *Warm) Images(ctx context.Context, p agentapi.BootPayload, open func(ctx context.Context, serving string) (*store.Store, func() error, error)) (_ map[string]string, err error) {
+	m, gen := dr.MachineID(p.Machine), dr.Generation(p.Generation)
 	w.mu.Lock()
 	if w.used[m] == nil {
 		w.used[m] = map[string]time.Time{}
 	}
-	w.used[m][dr.PointName(gen, n)] = time.Now()
+	w.used[m][dr.PointName(gen, p.N)] = time.Now()
 	w.mu.Unlock()
-	return w.Replica.Images(ctx, m, gen, n)
+	images, err := w.Replica.Images(ctx, m, gen, p.N)
+	if dr.KindOf(err) != dr.KindNotFound {
+		return images, err
+	}
+	held, err := w.Replica.Points(ctx, m)
+	if err != nil || len(held) == 0 {
+		return nil, err
+	}
+	st, end, err := open(ctx, p.Serving)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, end()) }()
+	// The loop that keeps the replica may be at work: the later of two writers wins.
+	for try := 0; ; try++ {
+		if _, err = w.Replica.Apply(ctx, st, m, gen, p.N); err == nil {
+			return w.Replica.Images(ctx, m, gen, p.N)
+		}
+		if dr.KindOf(err) != dr.KindFenced || try == 3 {
+			return nil, err
+		}
+	}
 }
 
 // pinned are the points that are in use.
