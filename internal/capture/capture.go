@@ -495,5 +495,5 @@ func Steps() []string {
 	return strings.Fields(`
 		initial.begun initial.changes initial.tile-sealed initial.tile-put initial.tile-stored initial.tile-logged
 		scan.tile cut.begun cut.read cut.ended spool.written spool.renamed tip.saved filter.applied
-		ship.key ship.part ship.cut ship.put ship.saved ship.forgot ship.removed`)
+		ship.begun ship.key ship.part ship.cut ship.put ship.saved ship.forgot ship.removed`)
 }

@@ -411,3 +411,68 @@ func removeAll(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 }
+
+// What is in the spool when the process starts belongs to a generation that may be
+// dead by then. It is dropped whichever comes first, the shipper's begin or the takeover.
+func TestTakeoverBeforeTheShipperBegins(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 8, 4<<20)
+	w.open(1, cut.Ref{})
+	w.write(30)
+	a := w.assignment()
+	r := w.start(a, nil)
+	base := w.drain(r)
+	w.mu.Lock()
+	w.putErr = func(name string) error {
+		if strings.Contains(name, "/00000001/cut/") {
+			return dr.New(dr.KindUnavailable, dr.CodeStoreUnreachable, "test", "the network is down")
+		}
+		return nil
+	}
+	w.mu.Unlock()
+	w.write(5)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	drained := make(chan error, 1)
+	go func() {
+		_, _, err := r.Drain(ctx)
+		drained <- err
+	}()
+	for end := time.Now().Add(time.Minute); r.Status().Spooled == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nothing was spooled")
+		}
+	}
+	cancel()
+	if err := <-drained; err == nil {
+		t.Fatal("a cut was committed while the network was down")
+	}
+	r.stop(t)
+
+	w.open(2, base)
+	a.Gen, a.Base = 2, base
+	var current atomic.Pointer[capture.Replicator]
+	held := false
+	r = w.start(a, func(cfg *capture.Config) {
+		cfg.Step = func(label string) error {
+			if label == "ship.begun" {
+				for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+					if x := current.Load(); x != nil && x.Status().Gen == 2 {
+						held = true
+						break
+					}
+				}
+			}
+			return nil
+		}
+	})
+	current.Store(r.Replicator)
+	if ref := w.drain(r); ref.Gen != 2 || ref.N != base.N+1 {
+		t.Errorf("went on at %+v", ref)
+	}
+	r.stop(t)
+	if !held {
+		t.Error("the shipper was not held back")
+	}
+	w.check()
+}

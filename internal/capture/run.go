@@ -49,9 +49,13 @@ func (r *Replicator) Run(ctx context.Context) error {
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	// Before the loop: a takeover has to find them, to drop them.
+	r.shipping.qmu.Lock()
+	r.shipping.queue = entries
+	r.shipping.qmu.Unlock()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := r.shipAll(ctx, entries); err != nil {
+		if err := r.shipAll(ctx); err != nil {
 			cancel(err)
 		}
 	})

@@ -28,12 +28,12 @@ type shipping struct {
 	cancel context.CancelFunc // of the attempt under way
 }
 
-// shipAll sends entries in order for as long as ctx lives. It returns only crashes.
-func (r *Replicator) shipAll(ctx context.Context, entries []*spool.Entry) error {
-	r.shipping.qmu.Lock()
-	r.shipping.queue = append(entries, r.shipping.queue...)
-	r.shipping.qmu.Unlock()
-	if st := r.snapshot(); st.Ship.Class() != retry.Healthy && len(entries) > 0 {
+// shipAll sends what is in the queue in order for as long as ctx lives. It returns only crashes.
+func (r *Replicator) shipAll(ctx context.Context) error {
+	if err := r.step("ship.begun"); err != nil {
+		return err
+	}
+	if st := r.snapshot(); st.Ship.Class() != retry.Healthy && r.head() != nil {
 		r.setTrouble(errBefore, retry.Decision{Class: st.Ship.Class(), Attempt: st.Ship.Attempt(), At: st.Ship.Next()})
 	}
 	for ctx.Err() == nil {
