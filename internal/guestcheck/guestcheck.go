@@ -7,6 +7,7 @@
 // looked at; a check that could not look says "not checked, because …" and
 // never passes; hostile disks end in bounded time and memory; a fix is applied
 // whole or not at all, and only where it fits into blocks the file has already.
+// There are no fixes for Windows: its registry can't be changed safely from outside.
 //
 // Concurrency: Check and Apply use one goroutine and keep no state.
 package guestcheck
@@ -66,11 +67,13 @@ const (
 	CheckNames    CheckID = "persistent-names"
 	CheckAgent    CheckID = "guest-agent"
 	CheckRemote   CheckID = "remote-access"
+	CheckStorage  CheckID = "data-disks"
+	CheckUpdates  CheckID = "pending-updates"
 )
 
 // Checks returns all checks.
 func Checks() []CheckID {
-	return []CheckID{CheckTable, CheckVolumes, CheckSystem, CheckFirmware, CheckDrivers, CheckRoot, CheckFstab, CheckConsole, CheckNetwork, CheckNames, CheckAgent, CheckRemote}
+	return []CheckID{CheckTable, CheckVolumes, CheckSystem, CheckFirmware, CheckDrivers, CheckRoot, CheckFstab, CheckConsole, CheckNetwork, CheckNames, CheckAgent, CheckRemote, CheckStorage, CheckUpdates}
 }
 
 // NotApplicable is the status of a check that means nothing for this guest.

@@ -89,26 +89,6 @@ func TestRootOnLVM(t *testing.T) {
 	}
 }
 
-// TestWindowsSaysWhatIsNotChecked: NTFS is not read, and nothing passes because of that.
-func TestWindowsSaysWhatIsNotChecked(t *testing.T) {
-	t.Parallel()
-	disk := imagetest.Blank(t, 16<<20)
-	imagetest.Tool(t, "label: dos\nstart=2048, type=7, bootable\n", "sfdisk", "-q", disk)
-	ntfs := imagetest.Blank(t, 15<<20)
-	imagetest.Tool(t, "", "mkntfs", "-q", "-F", ntfs)
-	imagetest.Put(t, disk, 1<<20, ntfs)
-	in := one(t, disk, 1)
-	for _, os := range []string{"Windows", ""} {
-		in.OSType = os
-		r := check(t, in)
-		for _, id := range []CheckID{CheckVolumes, CheckSystem, CheckDrivers, CheckNetwork, CheckRemote} {
-			if !strings.Contains(about(r, id), "not checked, because") {
-				t.Errorf("%q: %s: %q", os, id, about(r, id))
-			}
-		}
-	}
-}
-
 // TestManyKernels: work is bounded, and what is left out is said.
 func TestManyKernels(t *testing.T) {
 	t.Parallel()

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"holdfast/internal/guestcheck/layout"
+	"holdfast/internal/guestcheck/netconf"
 	"holdfast/internal/readiness"
 )
 
@@ -256,7 +257,7 @@ func rescue(s string) bool { return hasAny(s, "rescue", "recovery", "memtest", "
 func (c *checker) kernelOpts(v *volume) string {
 	for _, n := range []string{"/grub2/grubenv", "/boot/grub2/grubenv"} {
 		if s, ok := c.text(CheckConsole, v, n); ok {
-			return shellValue(s, "kernelopts")
+			return netconf.ShellValue(s, "kernelopts")
 		}
 	}
 	return ""

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"holdfast/internal/guestcheck/layout"
+	"holdfast/internal/guestcheck/netconf"
 	"holdfast/internal/readiness"
 )
 
@@ -43,7 +44,7 @@ func (c *checker) system() {
 	if c.r.Facts.OS == "Linux" {
 		for _, name := range []string{"/etc/os-release", "/usr/lib/os-release"} {
 			if s, ok := c.text(CheckSystem, c.root, name); ok {
-				c.r.Facts.Name = shellValue(s, "PRETTY_NAME")
+				c.r.Facts.Name = netconf.ShellValue(s, "PRETTY_NAME")
 				break
 			}
 		}
@@ -57,16 +58,6 @@ func known(os string) string {
 	for _, n := range []string{"Linux", "Windows"} {
 		if strings.EqualFold(os, n) {
 			return n
-		}
-	}
-	return ""
-}
-
-// shellValue returns NAME's value of lines NAME=value, without quotes.
-func shellValue(s, name string) string {
-	for line := range strings.Lines(s) {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), name+"="); ok {
-			return strings.Trim(v, `"'`)
 		}
 	}
 	return ""

@@ -103,6 +103,8 @@ func (c *checker) open(v *volume) {
 			v.fs, v.UUID, v.Label = f, f.UUID(), f.Label()
 			c.found(CheckVolumes, readiness.Notes, v.Name, "", "the log of the XFS file system is not replayed; files changed in the last seconds before the point may be seen as they were before")
 		}
+	case layout.NTFS:
+		c.openNTFS(v)
 	default:
 		v.err = fmt.Errorf("file systems of type %s are not read", v.Content)
 	}

@@ -1,7 +1,8 @@
 // Package imagetest makes disk images for tests of guestcheck with the tools
 // that Linux distributions make them with. None needs root. A tool that is
 // missing fails the test. Debian packages: e2fsprogs, fdisk, dosfstools, mtools,
-// cpio, gzip, xz-utils, zstd, lz4, lzop, bzip2, xfsprogs, ntfs-3g.
+// cpio, gzip, xz-utils, zstd, lz4, lzop, bzip2, xfsprogs, ntfs-3g,
+// libhivex-bin, libwin-hivex-perl, python3.
 package imagetest
 
 import (
