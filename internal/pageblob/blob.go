@@ -215,17 +215,25 @@ func (c *Client) readPiece(ctx context.Context, p []byte, off int64) error {
 }
 
 // Ranges lists the pages of [off, off+n) that were written and not cleared since;
-// everything else reads as zeroes. n = 0 means up to the end.
+// everything else reads as zeroes. n = 0 means up to the end. The service lists 10,000
+// ranges at a time; all of them are held in memory, 16 bytes each, at worst one for each
+// KiB (managed disks: 8 KiB). Whoever asks about a large disk does so piece by piece.
 func (c *Client) Ranges(ctx context.Context, off, n int64) (extent.Set, error) {
 	var list []extent.Extent
-	marker := ""
-	for {
-		o := &azpage.GetPageRangesOptions{Range: blob.HTTPRange{Offset: off, Count: n}}
-		if marker != "" {
-			o.Marker = &marker
-		}
+	err := c.eachRange(ctx, off, n, func(e extent.Extent) { list = append(list, e) })
+	if err != nil {
+		return nil, err
+	}
+	return clip(list, off, n), nil
+}
+
+// eachRange calls fn for what Ranges lists, in no order that is promised, and not
+// clipped. It holds one answer of the service at a time.
+func (c *Client) eachRange(ctx context.Context, off, n int64, fn func(extent.Extent)) error {
+	return c.pages("Ranges", func(marker *string) (next *string, err error) {
+		o := &azpage.GetPageRangesOptions{Range: blob.HTTPRange{Offset: off, Count: n}, Marker: marker}
 		var page azpage.GetPageRangesResponse
-		err := c.do(ctx, "Ranges", func(ctx context.Context) (err error) {
+		err = c.do(ctx, "Ranges", func(ctx context.Context) (err error) {
 			page, err = c.pb.NewGetPageRangesPager(o).NextPage(ctx)
 			return err
 		})
@@ -233,20 +241,33 @@ func (c *Client) Ranges(ctx context.Context, off, n int64) (extent.Set, error) {
 			return nil, err
 		}
 		for _, r := range page.PageRange {
-			if r == nil || r.Start == nil || r.End == nil || *r.Start < 0 || *r.End < *r.Start {
+			if r == nil || !rangeOK(r.Start, r.End) {
 				return nil, c.odd("Ranges", "a range without start or end")
 			}
-			list = append(list, extent.Extent{Off: *r.Start, Len: *r.End - *r.Start + 1})
+			fn(extent.Extent{Off: *r.Start, Len: *r.End - *r.Start + 1})
 		}
-		next := ""
-		if page.NextMarker != nil {
-			next = *page.NextMarker
+		return page.NextMarker, nil
+	})
+}
+
+func rangeOK(start, end *int64) bool {
+	return start != nil && end != nil && *start >= 0 && *end >= *start && *end < 1<<62
+}
+
+// pages asks for one answer after the other until there is no marker of a next one. A list
+// that does not go on is refused, not repeated for ever.
+func (c *Client) pages(op string, ask func(marker *string) (next *string, err error)) error {
+	var marker *string
+	for {
+		next, err := ask(marker)
+		if err != nil {
+			return err
 		}
-		if next == "" {
-			return clip(list, off, n), nil
+		if next == nil || *next == "" {
+			return nil
 		}
-		if next == marker {
-			return nil, c.odd("Ranges", "the list goes on where it began")
+		if marker != nil && *marker == *next {
+			return c.odd(op, "the list goes on where it began")
 		}
 		marker = next
 	}
@@ -263,52 +284,42 @@ func clip(list []extent.Extent, off, n int64) extent.Set {
 // Diff lists which pages of [off, off+n) were written and which were cleared since a
 // snapshot, n = 0 meaning up to the end. prev is the id of a snapshot of the
 // same blob, or for a managed disk or its snapshot the whole address of the older one.
-// The answer may name too much (see the package comment).
+// The answer may name too much (see the package comment). Memory is as with Ranges.
 func (c *Client) Diff(ctx context.Context, prev string, off, n int64) (changed, cleared extent.Set, err error) {
 	var written, zeroed []extent.Extent
-	marker := ""
-	for {
-		o := &azpage.GetPageRangesDiffOptions{Range: blob.HTTPRange{Offset: off, Count: n}}
+	err = c.pages("Diff", func(marker *string) (next *string, err error) {
+		o := &azpage.GetPageRangesDiffOptions{Range: blob.HTTPRange{Offset: off, Count: n}, Marker: marker}
 		if strings.Contains(prev, "://") {
 			o.PrevSnapshotURL = &prev
 		} else {
 			o.PrevSnapshot = &prev
 		}
-		if marker != "" {
-			o.Marker = &marker
-		}
 		var page azpage.GetPageRangesDiffResponse
-		err := c.do(ctx, "Diff", func(ctx context.Context) (err error) {
+		err = c.do(ctx, "Diff", func(ctx context.Context) (err error) {
 			page, err = c.pb.NewGetPageRangesDiffPager(o).NextPage(ctx)
 			return err
 		})
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		for _, r := range page.PageRange {
-			if r == nil || r.Start == nil || r.End == nil || *r.Start < 0 || *r.End < *r.Start {
-				return nil, nil, c.odd("Diff", "a range without start or end")
+			if r == nil || !rangeOK(r.Start, r.End) {
+				return nil, c.odd("Diff", "a range without start or end")
 			}
 			written = append(written, extent.Extent{Off: *r.Start, Len: *r.End - *r.Start + 1})
 		}
 		for _, r := range page.ClearRange {
-			if r == nil || r.Start == nil || r.End == nil || *r.Start < 0 || *r.End < *r.Start {
-				return nil, nil, c.odd("Diff", "a range without start or end")
+			if r == nil || !rangeOK(r.Start, r.End) {
+				return nil, c.odd("Diff", "a range without start or end")
 			}
 			zeroed = append(zeroed, extent.Extent{Off: *r.Start, Len: *r.End - *r.Start + 1})
 		}
-		next := ""
-		if page.NextMarker != nil {
-			next = *page.NextMarker
-		}
-		if next == "" {
-			return clip(written, off, n), clip(zeroed, off, n), nil
-		}
-		if next == marker {
-			return nil, nil, c.odd("Diff", "the list goes on where it began")
-		}
-		marker = next
+		return page.NextMarker, nil
+	})
+	if err != nil {
+		return nil, nil, err
 	}
+	return clip(written, off, n), clip(zeroed, off, n), nil
 }
 
 // Snapshot makes a snapshot that carries the metadata md (of the blob itself if md is

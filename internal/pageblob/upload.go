@@ -133,9 +133,9 @@ func (u *upload) prepare(ctx context.Context) error {
 		return err
 	}
 	u.disk = st.Size - vhd.FooterSize
-	if u.disk <= 0 || vhd.CheckAzure(u.disk) != nil || u.disk < u.src.Size() {
+	if u.disk <= 0 || vhd.CheckAzureDisk(u.disk) != nil || u.disk < u.src.Size() {
 		return dr.New(dr.KindPrecondition, dr.CodeAzureDisk, op, "blob %s has %d bytes; a disk of %d bytes needs %d and %d more for the footer, at most %d",
-			u.c.name, st.Size, u.src.Size(), vhd.RoundAzure(u.src.Size()), vhd.FooterSize, vhd.MaxSize)
+			u.c.name, st.Size, u.src.Size(), vhd.RoundAzure(u.src.Size()), vhd.FooterSize, vhd.MaxFixed)
 	}
 	u.want = extent.Set{{Off: 0, Len: u.disk}}
 	u.sealed = true
@@ -178,25 +178,28 @@ func (u *upload) keepFooter(ctx context.Context, f *vhd.Footer) {
 func (u *upload) ask(ctx context.Context) error {
 	u.have, u.expect = newBitmap(u.disk), newBitmap(u.disk)
 	u.sealed = false
-	const step = 64 << 30
+	const step = 64 << 30 // bounds what one request makes the service look through
 	for off := int64(0); off < u.disk; off += step {
 		n := min(step, u.disk+vhd.FooterSize-off)
 		if off+n == u.disk { // the footer belongs to the last step
 			n += vhd.FooterSize
 		}
-		s, err := u.c.Ranges(ctx, off, n)
+		var first *extent.Extent
+		err := u.c.eachRange(ctx, off, n, func(e extent.Extent) {
+			if first == nil {
+				first = &e
+			}
+			// What is listed beyond what was asked for belongs to another step.
+			end := min(e.End(), off+n)
+			e.Off = max(e.Off, off)
+			u.sealed = u.sealed || end > u.disk
+			u.have.set(e.Off, min(end, u.disk)-e.Off)
+		})
 		if err != nil {
 			return err
 		}
-		if u.o.Fresh && len(s) > 0 {
-			return dr.New(dr.KindConflict, dr.CodeAzureOperation, "pageblob.Upload", "blob %s was said to be empty and has pages at %v", u.c.name, s[0])
-		}
-		for _, e := range s {
-			if e.End() > u.disk {
-				u.sealed = true
-				e.Len = u.disk - e.Off
-			}
-			u.have.set(e.Off, e.Len)
+		if u.o.Fresh && first != nil {
+			return dr.New(dr.KindConflict, dr.CodeAzureOperation, "pageblob.Upload", "blob %s was said to be empty and has pages at %v", u.c.name, *first)
 		}
 	}
 	return nil
@@ -424,28 +427,46 @@ func splitZero(p []byte, off int64) (data, zero extent.Set) {
 	return data, zero
 }
 
+// bridge is the largest gap that is read along instead of asking twice: what the
+// targets of a page blob say one request is worth.
+const bridge = 64 << 10
+
+// joined closes the gaps of s that are not larger than bridge.
+func joined(s extent.Set) extent.Set {
+	var out extent.Set
+	for _, e := range s {
+		if k := len(out) - 1; k >= 0 && e.Off-out[k].End() <= bridge {
+			out[k].Len = e.End() - out[k].Off
+		} else {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
 // differing returns the blocks of data that the blob does not hold already. p lies at base.
 func (u *upload) differing(ctx context.Context, b *buffers, p []byte, base int64, data extent.Set) (extent.Set, error) {
-	var out []extent.Extent
+	var there extent.Set
 	for _, e := range data {
-		there := u.have.runs(e)
-		out = append(out, (extent.Set{e}).Subtract(there)...)
-		for _, t := range there {
-			if int64(len(b.blob)) < t.Len {
-				b.blob = make([]byte, max(t.Len, 64<<10))
-			}
-			q := b.blob[:t.Len]
-			if err := u.wait(ctx, len(q)); err != nil {
-				return nil, err
-			}
-			if err := u.c.ReadAt(ctx, q, t.Off); err != nil {
-				return nil, err
-			}
-			u.compared.Add(t.Len)
-			for i := int64(0); i < t.Len; i += Block {
-				k := t.Off - base + i
-				if !bytes.Equal(q[i:i+Block], p[k:k+Block]) {
-					out = append(out, extent.Extent{Off: t.Off + i, Len: Block})
+		there = append(there, u.have.runs(e)...)
+	}
+	out := []extent.Extent(data.Subtract(there))
+	for _, w := range joined(there) {
+		if int64(len(b.blob)) < w.Len {
+			b.blob = make([]byte, max(w.Len, 64<<10))
+		}
+		q := b.blob[:w.Len]
+		if err := u.wait(ctx, len(q)); err != nil {
+			return nil, err
+		}
+		if err := u.c.ReadAt(ctx, q, w.Off); err != nil {
+			return nil, err
+		}
+		u.compared.Add(w.Len)
+		for _, t := range there.Clip(w) {
+			for off := t.Off; off < t.End(); off += Block {
+				if !bytes.Equal(q[off-w.Off:][:Block], p[off-base:][:Block]) {
+					out = append(out, extent.Extent{Off: off, Len: Block})
 				}
 			}
 		}

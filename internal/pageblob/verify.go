@@ -51,14 +51,23 @@ func (m bitmap) next(i, end int64, on bool) int64 {
 
 // runs returns the marked blocks of e, which is whole blocks.
 func (m bitmap) runs(e extent.Extent) extent.Set {
-	var out extent.Set
+	out, _ := m.firstRuns(e, 1<<62)
+	return out
+}
+
+// firstRuns returns the first runs of marked blocks of e, at most most of them, and where
+// it ended: at the last one's end, or if these are all at the end of e.
+func (m bitmap) firstRuns(e extent.Extent, most int) (out extent.Set, ended int64) {
 	end := e.End() / Block
 	for i := m.next(e.Off/Block, end, true); i < end; {
 		j := m.next(i, end, false)
 		out = append(out, extent.Extent{Off: i * Block, Len: (j - i) * Block})
+		if len(out) == most {
+			return out, j * Block
+		}
 		i = m.next(j, end, true)
 	}
-	return out
+	return out, e.End()
 }
 
 // bounds returns the range from the first to the last marked block of e.
@@ -80,14 +89,17 @@ func (m bitmap) bounds(e extent.Extent) (extent.Extent, bool) {
 // if what is there reads as zeroes.
 func (u *upload) checkRanges(ctx context.Context) error {
 	const op = "pageblob.Upload"
-	const step = 16 << 30
-	for off := int64(0); off < u.disk; off += step {
+	// What bounds the memory, and what one request makes the service look through.
+	const most, step = 1 << 18, 64 << 30
+	for off := int64(0); off < u.disk; {
 		w := extent.Extent{Off: off, Len: min(step, u.disk-off)}
+		must, end := u.expect.firstRuns(w, most)
+		w.Len = end - off
+		off = end
 		listed, err := u.c.Ranges(ctx, w.Off, w.Len)
 		if err != nil {
 			return err
 		}
-		must := u.expect.runs(w)
 		if lost := must.Subtract(listed); len(lost) > 0 {
 			return dr.New(dr.KindCorrupt, dr.CodeAzureOperation, op, "blob %s does not list pages that were written: %d bytes, the first at %d", u.c.name, lost.Len(), lost[0].Off).
 				WithHint("Upload it again. If it stays, something else writes to the blob.")
@@ -185,7 +197,7 @@ func verifyUnit(ctx context.Context, c *Client, src Source, off, n int64) error 
 	if err != nil {
 		return err
 	}
-	for _, e := range there {
+	for _, e := range joined(there) {
 		if err := c.ReadAt(ctx, got[e.Off-off:e.End()-off], e.Off); err != nil {
 			return err
 		}

@@ -27,8 +27,18 @@ const (
 	FooterSize = 512
 	// SectorSize is the only sector size of the format.
 	SectorSize = 512
-	// MaxSize is the largest disk the format allows, 2,040 GiB.
+	// MaxSize is the largest disk in a VHD file, 2,040 GiB, in bytes: what Hyper-V and
+	// others open. The limit comes from the 32-bit sector numbers of dynamic VHDs and from
+	// the geometry; Create keeps to it.
 	MaxSize = int64(2040) << 30
+	// MaxFixed is the largest disk that a footer is made or read for, 32 TiB, in bytes:
+	// the largest that Azure takes by upload. The format gives a fixed disk's size
+	// 64 bits; above MaxSize the geometry says nothing, and such an image is for Azure
+	// only.
+	MaxFixed = int64(32) << 40
+	// MaxPageBlob is the largest disk that fits with its footer into a page blob of
+	// 8 TiB, in bytes.
+	MaxPageBlob = int64(8)<<40 - mib
 
 	mib = int64(1) << 20
 )
@@ -75,7 +85,8 @@ type Footer struct {
 	Saved          bool // saved state of the old products
 }
 
-// Geometry is the disk's geometry by the algorithm of the specification's appendix.
+// Geometry is the disk's geometry by the algorithm of the specification's appendix. It
+// ends at 65535/16/255, which is 127.5 GiB: what is larger has that, too.
 func Geometry(size int64) (cylinders uint16, heads, sectors uint8) {
 	total := min(size/SectorSize, 65535*16*255)
 	if total >= 65535*16*63 {
@@ -92,9 +103,10 @@ func Geometry(size int64) (cylinders uint16, heads, sectors uint8) {
 	return uint16(cth / h), uint8(h), uint8(spt)
 }
 
-// EncodeFooter makes the footer of a fixed disk. A zero ID becomes a random one.
+// EncodeFooter makes the footer of a fixed disk of at most MaxFixed bytes. A zero ID
+// becomes a random one.
 func EncodeFooter(f Footer) ([]byte, error) {
-	if f.Size <= 0 || f.Size > MaxSize || f.Size%SectorSize != 0 {
+	if f.Size <= 0 || f.Size > MaxFixed || f.Size%SectorSize != 0 {
 		return nil, fmt.Errorf("%w: %d bytes", ErrSize, f.Size)
 	}
 	if f.Kind != 0 && f.Kind != Fixed {
@@ -156,7 +168,7 @@ func DecodeFooter(b []byte) (Footer, error) {
 		return f, fmt.Errorf("%w: format version %#x", ErrDamaged, v)
 	}
 	size, original := be.Uint64(b[48:]), be.Uint64(b[40:])
-	if size == 0 || size > uint64(MaxSize) || size%SectorSize != 0 || original > 1<<62 {
+	if size == 0 || size > uint64(MaxFixed) || size%SectorSize != 0 || original > 1<<62 {
 		return f, fmt.Errorf("%w: current size %d, original size %d", ErrDamaged, size, original)
 	}
 	f = Footer{Size: int64(size), OriginalSize: int64(original), Time: epoch.Add(time.Duration(be.Uint32(b[24:])) * time.Second),
@@ -237,8 +249,12 @@ type Writer struct {
 }
 
 // Create writes the footer of a new fixed disk behind its data and returns a writer for
-// the data. What is below must read as zeros until it is written (a new file does).
+// the data. What is below must read as zeros until it is written (a new file does). A
+// disk above MaxSize is refused: Hyper-V would not open the file.
 func Create(w io.WriterAt, f Footer) (*Writer, error) {
+	if f.Size > MaxSize {
+		return nil, fmt.Errorf("%w: a VHD file has at most %d bytes, not %d; use VHDX", ErrSize, MaxSize, f.Size)
+	}
 	b, err := EncodeFooter(f)
 	if err != nil {
 		return nil, err
@@ -258,17 +274,31 @@ func (w *Writer) WriteAt(p []byte, off int64) (int, error) {
 }
 
 // CheckAzure says whether Azure takes a disk of this size as a page blob with a fixed
-// VHD: a whole number of MiB, and disk and footer not above 8 TiB. The format itself
-// ends at MaxSize. The error tells the next size that is allowed.
-func CheckAzure(size int64) error {
+// VHD: a whole number of MiB, at most MaxPageBlob. The error tells the next size that is
+// allowed. Which sizes a VM may use is another question: some disk types end below.
+func CheckAzure(size int64) error { return checkAzure(size, MaxPageBlob, "a page blob") }
+
+// CheckAzureDisk says the same of a managed disk that is filled by upload: at most
+// MaxFixed. (Azure also wants at least 20 MiB; the disk is made larger for that, not the
+// source.)
+func CheckAzureDisk(size int64) error { return checkAzure(size, MaxFixed, "a managed disk") }
+
+func checkAzure(size, most int64, what string) error {
+	if size > most {
+		return fmt.Errorf("%w: %s takes a disk of at most %d bytes, not %d", ErrSize, what, most, size)
+	}
 	if size <= 0 || size%mib != 0 {
 		return fmt.Errorf("%w: Azure wants whole MiB, %d bytes are not; the next size is %d", ErrSize, size, RoundAzure(size))
-	}
-	if size > MaxSize {
-		return fmt.Errorf("%w: a VHD has at most %d bytes, not %d", ErrSize, MaxSize, size)
 	}
 	return nil
 }
 
-// RoundAzure rounds a size up to the whole MiB, at least one.
-func RoundAzure(size int64) int64 { return max(mib, (size+mib-1)/mib*mib) }
+// RoundAzure rounds a size up to the whole MiB, at least one. What can't be rounded up
+// becomes the last whole MiB, which no limit allows.
+func RoundAzure(size int64) int64 {
+	const last = (1<<63 - 1) / mib * mib
+	if size > last {
+		return last
+	}
+	return max(mib, (size+mib-1)/mib*mib)
+}

@@ -48,6 +48,8 @@ func TestGeometry(t *testing.T) {
 		{1 << 30, 2080, 16, 63},
 		{127 << 30, 65278, 16, 255},
 		{2040 << 30, 65535, 16, 255},
+		{4095 << 30, 65535, 16, 255},
+		{32 << 40, 65535, 16, 255},
 	} {
 		gc, gh, gs := Geometry(c.size)
 		if gc != c.c || gh != c.h || gs != c.s {
@@ -115,14 +117,94 @@ func TestOtherKindsAreRefusedByName(t *testing.T) {
 	}
 }
 
-func TestAzure(t *testing.T) {
+// TestLarge: a footer says 64 bits of size, a file is what Hyper-V opens.
+func TestLarge(t *testing.T) {
 	t.Parallel()
-	for size, ok := range map[int64]bool{1 << 20: true, 0: false, -5: false, 1<<20 + 512: false, MaxSize: true, MaxSize + 1<<20: false} {
-		if err := CheckAzure(size); (err == nil) != ok || err != nil && !errors.Is(err, ErrSize) {
-			t.Errorf("%d: %v", size, err)
+	for _, size := range []int64{MaxSize + 1<<20, 4095 << 30, MaxPageBlob, MaxFixed} {
+		b, err := EncodeFooter(Footer{Size: size, ID: [16]byte{1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := [4]byte(b[56:60]); c != [4]byte{0xff, 0xff, 16, 255} {
+			t.Errorf("%d: the geometry is % x", size, c)
+		}
+		if got, err := DecodeFooter(b); err != nil || got.Size != size || got.OriginalSize != size {
+			t.Errorf("%d: %+v, %v", size, got, err)
+		}
+		f, err := Open(tail{b, size}, size+FooterSize)
+		if err != nil || f.Size() != size {
+			t.Errorf("%d: open: %v", size, err)
 		}
 	}
-	if RoundAzure(0) != 1<<20 || RoundAzure(1<<20) != 1<<20 || RoundAzure(1<<20+1) != 2<<20 {
+	if _, err := EncodeFooter(Footer{Size: MaxFixed + 512}); !errors.Is(err, ErrSize) {
+		t.Errorf("too large: %v", err)
+	}
+	b, err := EncodeFooter(Footer{Size: MaxFixed})
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary.BigEndian.PutUint64(b[48:], uint64(MaxFixed)+512)
+	binary.BigEndian.PutUint32(b[64:], checksum(b))
+	if _, err := DecodeFooter(b); !errors.Is(err, ErrDamaged) {
+		t.Errorf("too large: %v", err)
+	}
+	path := filepath.Join(t.TempDir(), "large.vhd")
+	f := create(t, path)
+	if _, err := Create(f, Footer{Size: MaxSize + 1<<20}); !errors.Is(err, ErrSize) {
+		t.Errorf("a file that is too large: %v", err)
+	}
+	if st, err := f.Stat(); err != nil || st.Size() != 0 {
+		t.Errorf("the file was written: %v, %v", st, err)
+	}
+	if _, err := Create(f, Footer{Size: MaxSize}); err != nil {
+		t.Fatal(err)
+	}
+	var info struct {
+		Size int64 `json:"virtual-size"`
+	}
+	if err := json.Unmarshal(qemu(t, "info", "-f", "vpc", "--output=json", path), &info); err != nil || info.Size != MaxSize {
+		t.Errorf("qemu-img sees %d bytes (%v), want %d", info.Size, err, MaxSize)
+	}
+}
+
+// tail is a file of which only the footer is read.
+type tail struct {
+	b  []byte
+	at int64
+}
+
+func (r tail) ReadAt(p []byte, off int64) (int, error) { return copy(p, r.b[off-r.at:]), nil }
+
+func TestAzure(t *testing.T) {
+	t.Parallel()
+	const mib, tib = int64(1) << 20, int64(1) << 40
+	for _, c := range []struct {
+		size       int64
+		blob, disk bool
+	}{
+		{0, false, false},
+		{-5, false, false},
+		{mib, true, true},
+		{mib + 512, false, false},
+		{MaxSize + mib, true, true},
+		{4095 << 30, true, true},
+		{8*tib - mib, true, true}, // with the footer within the 8 TiB of a page blob
+		{8*tib - 512, false, false},
+		{8 * tib, false, true},
+		{32 * tib, false, true},
+		{32*tib + mib, false, false},
+		{1<<63 - 1, false, false},
+	} {
+		for name, x := range map[string]struct {
+			err error
+			ok  bool
+		}{"page blob": {CheckAzure(c.size), c.blob}, "managed disk": {CheckAzureDisk(c.size), c.disk}} {
+			if (x.err == nil) != x.ok || x.err != nil && !errors.Is(x.err, ErrSize) {
+				t.Errorf("%s of %d: %v", name, c.size, x.err)
+			}
+		}
+	}
+	if RoundAzure(0) != 1<<20 || RoundAzure(1<<20) != 1<<20 || RoundAzure(1<<20+1) != 2<<20 || CheckAzureDisk(RoundAzure(1<<63-1)) == nil {
 		t.Error("RoundAzure")
 	}
 }

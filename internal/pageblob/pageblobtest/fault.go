@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 )
 
@@ -32,6 +33,7 @@ type Transport struct {
 	seen   int64 // since Break
 	total  int64
 	fired  int64
+	broke  string // kind of the first request that the fault hit
 	hook   func(*http.Request)
 	labels map[string]int64
 }
@@ -43,7 +45,15 @@ var ErrInjected = errors.New("injected: connection reset")
 func (t *Transport) Break(f Fault) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.fault, t.seen, t.fired = f, 0, 0
+	t.fault, t.seen, t.fired, t.broke = f, 0, 0, ""
+}
+
+// Broke is the kind of the first request that was broken since Break: as in Kinds, and
+// for pages whether it writes or clears ("PUT page update", "PUT page clear").
+func (t *Transport) Broke() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.broke
 }
 
 // Hook sets what is called before each request; nil = nothing.
@@ -101,7 +111,14 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if f.Match == nil || f.Match(r) {
 		t.seen++
 		if fire = f.At > 0 && (t.seen == f.At || f.Sticky && t.seen > f.At); fire {
-			t.fired++
+			if t.fired++; t.fired == 1 {
+				t.broke = label(r)
+				for name, v := range r.Header { // the SDK does not write names in Go's way
+					if strings.EqualFold(name, "x-ms-page-write") && len(v) == 1 {
+						t.broke += " " + v[0]
+					}
+				}
+			}
 		}
 		// A lost answer is lost once; what follows of a dead process is not even sent.
 		f.Lost = f.Lost && t.seen == f.At
@@ -149,13 +166,16 @@ func (d Disk) ReadAt(_ context.Context, p []byte, off int64) error {
 	return nil
 }
 
+const unit = 64 << 10
+
+var zeroes [unit]byte
+
 // Extents implements pageblob.Source: runs of 64 KiB that are zero are told, so that
 // zeroes lie inside of data, too.
 func (d Disk) Extents(_ context.Context, off, length int64, fn func(off, n int64, zero bool) error) error {
-	const unit = 64 << 10
 	for end := off + length; off < end; {
 		n := min(unit-off%unit, end-off)
-		if err := fn(off, n, len(bytes.Trim(d[off:off+n], "\x00")) == 0); err != nil {
+		if err := fn(off, n, bytes.Equal(d[off:off+n], zeroes[:n])); err != nil {
 			return err
 		}
 		off += n

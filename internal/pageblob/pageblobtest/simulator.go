@@ -3,6 +3,7 @@ package pageblobtest
 import (
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,7 +22,12 @@ type Simulator struct {
 	Key       *azblob.SharedKeyCredential
 	Transport *http.Transport
 	Admin     *container.Client
+
+	ahead atomic.Int64 // of the service's clock, nanoseconds
 }
+
+// Advance makes the service's clock run ahead by d more, as if d had passed for it.
+func (s *Simulator) Advance(d time.Duration) { s.ahead.Add(int64(d)) }
 
 // StartSimulator runs the simulator until the test ends.
 func StartSimulator(t testing.TB) *Simulator {
@@ -29,7 +35,8 @@ func StartSimulator(t testing.TB) *Simulator {
 	s := &Simulator{Transport: http.DefaultTransport.(*http.Transport).Clone()}
 	s.Transport.MaxIdleConnsPerHost = 32
 	s.Transport.DisableCompression = true
-	s.Store = pagestore.New(pagestore.Config{Dir: t.TempDir(), Base: func() string { return s.Base }})
+	s.Store = pagestore.New(pagestore.Config{Dir: t.TempDir(), Base: func() string { return s.Base },
+		Now: func() time.Time { return time.Now().Add(time.Duration(s.ahead.Load())) }})
 	server := httptest.NewServer(s.Handler())
 	s.Base = server.URL
 	t.Cleanup(func() {

@@ -68,7 +68,8 @@ func (r *Replica) Apply(ctx context.Context, st *store.Store, m dr.MachineID, ge
 	var indexes []uint16
 	for _, d := range a.view.Disks() {
 		if vhd.CheckAzure(vhd.RoundAzure(d.Size)) != nil {
-			return res, dr.New(dr.KindUnsupported, dr.CodeAzureDisk, "warm.Apply", "disk %s of machine %s has %d bytes, a page blob takes a VHD of %d at most", d.ID, m, d.Size, vhd.MaxSize)
+			return res, dr.New(dr.KindUnsupported, dr.CodeAzureDisk, "warm.Apply", "disk %s of machine %s has %d bytes, a page blob takes a disk of %d at most", d.ID, m, d.Size, vhd.MaxPageBlob).
+				WithHint("The disk can't be kept warm. At a failover it is copied from the store into a managed disk.")
 		}
 		indexes = append(indexes, d.Index)
 		a.disks = append(a.disks, &disk{apply: a, info: d, blob: r.store.Blob(r.blobName(m, d.Index))})

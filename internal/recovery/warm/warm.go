@@ -43,6 +43,8 @@
 package warm
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,6 +59,7 @@ import (
 	"holdfast/internal/cut"
 	"holdfast/internal/dr"
 	"holdfast/internal/pageblob"
+	"holdfast/internal/vhd"
 )
 
 // Config says where the replicas are.
@@ -288,7 +291,8 @@ func snapshotOf(i pageblob.Item, m dr.MachineID, index uint16) snapshot {
 	s.time, okTime = time.Parse(time.RFC3339, i.Metadata[keyTime])
 	ref, ok := parsePoint(i.Metadata[keySnapshot])
 	s.ref = ref
-	s.good = ok && errors.Join(okDisk, okSize, okTime) == nil && i.Metadata[keyVersion] == version && i.Metadata[keyMachine] == string(m)
+	s.good = ok && errors.Join(okDisk, okSize, okTime) == nil && i.Metadata[keyVersion] == version && i.Metadata[keyMachine] == string(m) &&
+		s.size > 0 && i.Size == vhd.RoundAzure(s.size)+vhd.FooterSize
 	return s
 }
 
@@ -330,15 +334,7 @@ func (r *Replica) points(inv *inventory) []Point {
 // comparePoints orders by generation, then position: a takeover continues below what
 // the fenced generation may have written.
 func comparePoints(a, b cut.Ref) int {
-	switch {
-	case a.Gen != b.Gen:
-		return int(int64(a.Gen) - int64(b.Gen))
-	case a.N < b.N:
-		return -1
-	case a.N > b.N:
-		return 1
-	}
-	return strings.Compare(a.Hash.String(), b.Hash.String())
+	return cmp.Or(cmp.Compare(a.Gen, b.Gen), cmp.Compare(a.N, b.N), bytes.Compare(a.Hash[:], b.Hash[:]))
 }
 
 // setText names a set of disks.
