@@ -246,6 +246,10 @@ func (s BootSpec) NIC(mac string) BootNIC {
 // it. Hosts that have no such thing (unprivileged libvirt) leave the link down.
 const IsolatedNetwork = "holdfast:isolated"
 
+// DefaultNetwork as a network asks a cloud for the network that its site names as the
+// default; without one it is as "". Hosts are never asked for it.
+const DefaultNetwork = "holdfast:default"
+
 // BootDisk is one disk of a recovery VM: a read-only base served over NBD and
 // a local copy-on-write image that Boot creates.
 type BootDisk struct {

@@ -2,6 +2,7 @@ package withvault_test
 
 import (
 	"bytes"
+	"cmp"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -46,7 +47,7 @@ func (s *scene) siteOf(kind dr.FabricType, h hypervisor.Host) {
 	s.t.Helper()
 	ctx := s.t.Context()
 	s.run(s.v.CreateFabric(ctx, "Primary", kind, "test"))
-	s.run(s.v.CreateFabric(ctx, "Recovery", dr.KVMSite, "test"))
+	s.run(s.v.CreateFabric(ctx, "Recovery", cmp.Or(s.recovers, dr.KVMSite), "test"))
 	s.srcDir = s.host("src", "Primary", dr.RoleSource, h)
 	primary, err := s.v.Fabric(ctx, "Primary")
 	s.primary = ok(s.t, primary, err)

@@ -49,6 +49,8 @@ type scene struct {
 	bucket  objstore.Bucket
 	key     cut.VaultPrivateKey
 	stops   map[string]func() // host name → stop its agent
+
+	recovers dr.FabricType // of the recovery site; "" = KVM
 }
 
 type logWriter struct {

@@ -17,11 +17,16 @@ type Config struct {
 	// own; nil is one like http.DefaultTransport.
 	Transport http.RoundTripper
 
+	// Owner says whose the restore points are that VMs in Azure are replicated by; "" = "holdfast". Two
+	// agents that replicate the same VM need two names, else they delete each other's.
+	Owner string
+
 	CallTimeout      time.Duration // of one question; 2 min
 	OperationTimeout time.Duration // of one long-running operation; 30 min
 	UndoTimeout      time.Duration // of taking a failed Boot back, and of how long Remove tries; 10 min
 	Poll             time.Duration // how often operations are asked for where Azure does not say; 2 s
 	WatchEvery       time.Duration // polling interval of Watch; 30 s
+	Access           time.Duration // how long an address is good that a disk of a cut is read at, and is then renewed; 4 h, at least 1 min
 
 	Parallel int   // disks filled at a time; 4
 	Workers  int   // requests at a time for one disk; 0 = pageblob's default
@@ -30,6 +35,8 @@ type Config struct {
 	// RetryDelay is the wait before the second attempt of a request of a disk's, growing
 	// to a hundred times that; 0 = pageblob's defaults.
 	RetryDelay time.Duration
+
+	Now func() time.Time // for how long addresses are good; nil = time.Now
 
 	// Progress is told how much of a recovery VM's disks has been copied; may be nil.
 	Progress func(name string, done, total int64)
@@ -40,10 +47,16 @@ func (c Config) Validate() error {
 	if c.Session == nil {
 		return errors.New("no session")
 	}
-	for _, d := range []time.Duration{c.CallTimeout, c.OperationTimeout, c.UndoTimeout, c.Poll, c.WatchEvery, c.RetryDelay} {
+	for _, d := range []time.Duration{c.CallTimeout, c.OperationTimeout, c.UndoTimeout, c.Poll, c.WatchEvery, c.RetryDelay, c.Access} {
 		if d < 0 {
 			return errors.New("a duration is negative")
 		}
+	}
+	if c.Access != 0 && (c.Access < time.Minute || c.Access > 24*time.Hour) {
+		return errors.New("the addresses of cuts can be good for 1 minute to 24 hours")
+	}
+	if len(c.Owner) > 200 {
+		return errors.New("the owner does not fit into a tag of Azure")
 	}
 	if c.Parallel < 0 || c.Workers < 0 || c.Rate < 0 || c.Requests < 0 {
 		return errors.New("a limit is negative")
@@ -60,6 +73,15 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Parallel == 0 {
 		c.Parallel = 4
+	}
+	if c.Owner == "" {
+		c.Owner = "holdfast"
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Access == 0 {
+		c.Access = 4 * time.Hour
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -11,6 +11,7 @@ import (
 
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor/azure/arm"
+	"holdfast/internal/hypervisor/azure/internal/site"
 )
 
 // Limits of what boot diagnostics may hold.
@@ -28,7 +29,7 @@ func (h *Host) Screenshot(ctx context.Context, id dr.VMID) ([]byte, error) {
 		return nil, err
 	}
 	if !on(code) {
-		return nil, dr.New(dr.KindPrecondition, dr.CodeVMNotRunning, "azure."+op, "VM %s is not running", m.name)
+		return nil, dr.New(dr.KindPrecondition, dr.CodeVMNotRunning, "azure."+op, "VM %s is not running", m.Name)
 	}
 	_, address, err := h.diagnostics(ctx, op, m)
 	if err != nil {
@@ -39,11 +40,11 @@ func (h *Host) Screenshot(ctx context.Context, id dr.VMID) ([]byte, error) {
 		return nil, err
 	}
 	if !found {
-		return nil, dr.New(dr.KindUnavailable, dr.CodeAzureOperation, "azure."+op, "Azure has no picture of VM %s yet", m.name)
+		return nil, dr.New(dr.KindUnavailable, dr.CodeAzureOperation, "azure."+op, "Azure has no picture of VM %s yet", m.Name)
 	}
 	b, err := toPNG(raw)
 	if err != nil {
-		return nil, dr.Errorf(dr.KindUnavailable, "azure."+op, "picture of VM %s: %w", m.name, err)
+		return nil, dr.Errorf(dr.KindUnavailable, "azure."+op, "picture of VM %s: %w", m.Name, err)
 	}
 	return b, nil
 }
@@ -52,7 +53,7 @@ func (h *Host) Screenshot(ctx context.Context, id dr.VMID) ([]byte, error) {
 // Azure's boot diagnostics. A VM that wrote nothing yet has an empty log.
 func (h *Host) SerialLog(ctx context.Context, id dr.VMID, limit int) ([]byte, error) {
 	const op = "SerialLog"
-	m, err := h.find(ctx, op, id)
+	m, err := h.az.Find(ctx, op, id)
 	if err != nil {
 		return nil, err
 	}
@@ -65,20 +66,20 @@ func (h *Host) SerialLog(ctx context.Context, id dr.VMID, limit int) ([]byte, er
 }
 
 // diagnostics asks for the addresses of the serial log and the screenshot. They are secrets.
-func (h *Host) diagnostics(ctx context.Context, op string, m machine) (serial, screenshot string, err error) {
+func (h *Host) diagnostics(ctx context.Context, op string, m site.Machine) (serial, screenshot string, err error) {
 	if d := m.Properties.DiagnosticsProfile; d == nil || d.BootDiagnostics == nil || d.BootDiagnostics.Enabled == nil || !*d.BootDiagnostics.Enabled {
-		return "", "", dr.Errorf(dr.KindUnsupported, "azure."+op, "%s has no boot diagnostics: neither its serial port nor its display is kept", m.resource())
+		return "", "", dr.Errorf(dr.KindUnsupported, "azure."+op, "%s has no boot diagnostics: neither its serial port nor its display is kept", m.Resource())
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
 	defer cancel()
-	r, err := h.s.VMs.RetrieveBootDiagnosticsData(ctx, m.place.group, m.name, nil)
-	err = arm.Classify("azure."+op, m.resource(), err)
-	return str(r.SerialConsoleLogBlobURI), str(r.ConsoleScreenshotBlobURI), absentVM(op, m, err)
+	r, err := h.s.VMs.RetrieveBootDiagnosticsData(ctx, m.Place.Group, m.Name, nil)
+	err = arm.Classify("azure."+op, m.Resource(), err)
+	return site.Str(r.SerialConsoleLogBlobURI), site.Str(r.ConsoleScreenshotBlobURI), absentVM(op, m, err)
 }
 
 // download reads a blob at a signed address; false means that there is none. The
 // address's query never gets into an error.
-func (h *Host) download(ctx context.Context, op string, m machine, address string, limit int64) ([]byte, bool, error) {
+func (h *Host) download(ctx context.Context, op string, m site.Machine, address string, limit int64) ([]byte, bool, error) {
 	if address == "" {
 		return nil, false, nil
 	}
@@ -91,13 +92,13 @@ func (h *Host) download(ctx context.Context, op string, m machine, address strin
 		if errors.Is(err, context.Canceled) {
 			kind, code = dr.KindCanceled, ""
 		}
-		return dr.New(kind, code, "azure."+op, "read the boot diagnostics of VM %s: %w", m.name, err)
+		return dr.New(kind, code, "azure."+op, "read the boot diagnostics of VM %s: %w", m.Name, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
-		return nil, false, dr.Errorf(dr.KindUnavailable, "azure."+op, "Azure's address of the boot diagnostics of VM %s can't be used", m.name)
+		return nil, false, dr.Errorf(dr.KindUnavailable, "azure."+op, "Azure's address of the boot diagnostics of VM %s can't be used", m.Name)
 	}
 	resp, err := h.http.Do(req)
 	if err != nil {

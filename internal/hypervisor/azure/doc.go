@@ -1,5 +1,5 @@
 // Package azure is the adapter that makes a resource group of Azure a host of
-// recovery VMs (hypervisor.Host). It is written to the published REST interfaces
+// recovery VMs and a source of its VMs (hypervisor.Host). It is written to the published REST interfaces
 // (Microsoft.Compute 2025-04-01 and 2025-01-02, Microsoft.Network 2024-05-01) on
 // Microsoft's SDK, and was never run against the real cloud.
 //
@@ -30,6 +30,10 @@
 // (BootSpec.Network ""), and for hypervisor.IsolatedNetwork unless the site names a test network,
 // the VM gets a virtual network of its own, whose security group lets nothing in or out,
 // and which Remove deletes. An isolated VM never gets a public address.
+//
+// VMs of the site's group, recovery VMs among them, are also a source of replication: the way back. See
+// package source. Cuts are crash-consistent VM restore points, in a collection of Holdfast's own per VM;
+// what a cut reads leaves Azure and is paid for, so it is logged before ("egress") and after.
 //
 // What Azure can't do: the VM's id and MAC addresses are Azure's own also with
 // BootSpec.KeepUUID, and a VM can't be paused. Sizes: CPUs and memory are those of

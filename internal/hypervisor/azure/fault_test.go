@@ -313,20 +313,24 @@ func TestBootInTime(t *testing.T) {
 	before := s.resources()
 	h := s.host()
 	spec := p.spec("app")
-	in := s.cloud.Fault(azsim.Fault{Method: "PUT", Path: "^/md/", Delay: 20e9, Times: -1})
+	hung := make(chan struct{}) // not Fault.Delay: net/http does not notice that the client left while there is a body
+	in := s.cloud.Fault(azsim.Fault{Method: "PUT", Path: "^/md/", Times: -1, Hook: func() { <-hung }})
 	ctx, cancel := context.WithTimeout(t.Context(), 500e6)
 	defer cancel()
 	_, err := h.Boot(ctx, spec)
 	if dr.KindOf(err) != dr.KindUnavailable {
 		t.Errorf("past its deadline: %v (kind %v)", err, dr.KindOf(err))
 	}
+	close(hung)
 	s.unchanged(t, before)
 	cctx, stop := context.WithCancel(t.Context())
 	in.Remove()
-	in = s.cloud.Fault(azsim.Fault{Method: "PUT", Path: "^/md/", Delay: 20e9, Times: -1, Hook: stop})
+	again := make(chan struct{})
+	in = s.cloud.Fault(azsim.Fault{Method: "PUT", Path: "^/md/", Times: -1, Hook: func() { stop(); <-again }})
 	if _, err = h.Boot(cctx, spec); dr.KindOf(err) != dr.KindCanceled || in.Fired() == 0 {
 		t.Errorf("cancelled: %v (kind %v)", err, dr.KindOf(err))
 	}
+	close(again)
 	in.Remove()
 	s.unchanged(t, before)
 	for _, d := range p.devices {

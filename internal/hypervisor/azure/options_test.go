@@ -238,10 +238,6 @@ func TestPowerAndConsole(t *testing.T) {
 			t.Errorf("%s of an unknown VM: %v", name, err)
 		}
 	}
-	_, err = h.BeginCut(ctx, hypervisor.CutRequest{VM: id})
-	if dr.KindOf(err) != dr.KindUnsupported {
-		t.Errorf("BeginCut: %v", err)
-	}
 	ok(t, h.Remove(ctx, id, "o"))
 	seen("undefined")
 	stop()

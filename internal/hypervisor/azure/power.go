@@ -10,14 +10,15 @@ import (
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/azure/arm"
+	"holdfast/internal/hypervisor/azure/internal/site"
 )
 
 // view asks what a VM does now; false if it does not exist.
-func (h *Host) view(ctx context.Context, op string, m machine) (armcompute.VirtualMachineInstanceView, bool, error) {
+func (h *Host) view(ctx context.Context, op string, m site.Machine) (armcompute.VirtualMachineInstanceView, bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
 	defer cancel()
-	r, err := h.s.VMs.InstanceView(ctx, m.place.group, m.name, nil)
-	err = arm.Classify("azure."+op, m.resource(), err)
+	r, err := h.s.VMs.InstanceView(ctx, m.Place.Group, m.Name, nil)
+	err = arm.Classify("azure."+op, m.Resource(), err)
 	if arm.IsAbsent(err) {
 		return armcompute.VirtualMachineInstanceView{}, false, nil
 	}
@@ -30,7 +31,7 @@ func powerCode(v armcompute.VirtualMachineInstanceView) string {
 		if s == nil {
 			continue
 		}
-		if state, ok := strings.CutPrefix(lower(str(s.Code)), "powerstate/"); ok {
+		if state, ok := strings.CutPrefix(site.Lower(site.Str(s.Code)), "powerstate/"); ok {
 			return state
 		}
 	}
@@ -48,8 +49,8 @@ func power(v armcompute.VirtualMachineInstanceView) hypervisor.PowerState {
 }
 
 // powerOf finds a VM and asks for its power state.
-func (h *Host) powerOf(ctx context.Context, op string, id dr.VMID) (machine, string, error) {
-	m, err := h.find(ctx, op, id)
+func (h *Host) powerOf(ctx context.Context, op string, id dr.VMID) (site.Machine, string, error) {
+	m, err := h.az.Find(ctx, op, id)
 	if err != nil {
 		return m, "", err
 	}
@@ -61,7 +62,7 @@ func (h *Host) powerOf(ctx context.Context, op string, id dr.VMID) (machine, str
 		return m, "", gone(op, m)
 	}
 	if code := powerCode(v); code == "unknown" {
-		return m, "", dr.New(dr.KindUnavailable, dr.CodeAzureOperation, "azure."+op, "%s: Azure does not know its power state", m.resource())
+		return m, "", dr.New(dr.KindUnavailable, dr.CodeAzureOperation, "azure."+op, "%s: Azure does not know its power state", m.Resource())
 	}
 	return m, powerCode(v), nil
 }
@@ -83,24 +84,24 @@ func (h *Host) State(ctx context.Context, id dr.VMID) (hypervisor.PowerState, er
 // Start starts a VM; one that runs is left as it is.
 func (h *Host) Start(ctx context.Context, id dr.VMID) error {
 	const op = "Start"
-	return h.inTurn(ctx, op, id, func(m machine) error { return h.start(ctx, op, m) })
+	return h.inTurn(ctx, op, id, func(m site.Machine) error { return h.start(ctx, op, m) })
 }
 
 // inTurn runs fn for a VM when no other call changes it.
-func (h *Host) inTurn(ctx context.Context, op string, id dr.VMID, fn func(machine) error) error {
-	unlock, err := h.lock(ctx, op, "VM "+lower(string(id)))
+func (h *Host) inTurn(ctx context.Context, op string, id dr.VMID, fn func(site.Machine) error) error {
+	unlock, err := h.az.Lock(ctx, op, "VM "+site.Lower(string(id)))
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	m, err := h.find(ctx, op, id)
+	m, err := h.az.Find(ctx, op, id)
 	if err != nil {
 		return err
 	}
 	return fn(m)
 }
 
-func (h *Host) start(ctx context.Context, op string, m machine) error {
+func (h *Host) start(ctx context.Context, op string, m site.Machine) error {
 	v, found, err := h.view(ctx, op, m)
 	switch {
 	case err != nil:
@@ -112,13 +113,13 @@ func (h *Host) start(ctx context.Context, op string, m machine) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.OperationTimeout)
 	defer cancel()
-	p, err := h.s.VMs.BeginStart(ctx, m.place.group, m.name, nil)
-	_, err = arm.Wait(ctx, h.s, "azure."+op, m.resource(), p, err)
+	p, err := h.s.VMs.BeginStart(ctx, m.Place.Group, m.Name, nil)
+	_, err = arm.Wait(ctx, h.s, "azure."+op, m.Resource(), p, err)
 	return absentVM(op, m, err)
 }
 
 // absentVM turns "the resource does not exist" into the contract's word for it.
-func absentVM(op string, m machine, err error) error {
+func absentVM(op string, m site.Machine, err error) error {
 	if arm.IsAbsent(err) {
 		return gone(op, m)
 	}
@@ -139,7 +140,7 @@ func (h *Host) Shutdown(ctx context.Context, id dr.VMID) error {
 			if ctx.Err() == nil {
 				return err
 			}
-			e := dr.New(dr.KindUnavailable, dr.CodeShutdownTimeout, "azure."+op, "VM %s did not shut down in time: %w", m.name, ctx.Err())
+			e := dr.New(dr.KindUnavailable, dr.CodeShutdownTimeout, "azure."+op, "VM %s did not shut down in time: %w", m.Name, ctx.Err())
 			if dr.KindOf(ctx.Err()) == dr.KindCanceled {
 				e.Kind, e.Code = dr.KindCanceled, ""
 			}
@@ -151,23 +152,23 @@ func (h *Host) Shutdown(ctx context.Context, id dr.VMID) error {
 	}
 	bounded, cancel := context.WithTimeout(ctx, h.cfg.OperationTimeout)
 	defer cancel()
-	p, err := h.s.VMs.BeginDeallocate(bounded, m.place.group, m.name, nil)
-	_, err = arm.Wait(bounded, h.s, "azure."+op, m.resource(), p, err)
+	p, err := h.s.VMs.BeginDeallocate(bounded, m.Place.Group, m.Name, nil)
+	_, err = arm.Wait(bounded, h.s, "azure."+op, m.Resource(), p, err)
 	return absentVM(op, m, err)
 }
 
-func (h *Host) powerOff(ctx context.Context, op string, m machine, cut bool) error {
+func (h *Host) powerOff(ctx context.Context, op string, m site.Machine, cut bool) error {
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.OperationTimeout)
 	defer cancel()
-	p, err := h.s.VMs.BeginPowerOff(ctx, m.place.group, m.name, &armcompute.VirtualMachinesClientBeginPowerOffOptions{SkipShutdown: to.Ptr(cut)})
-	_, err = arm.Wait(ctx, h.s, "azure."+op, m.resource(), p, err)
+	p, err := h.s.VMs.BeginPowerOff(ctx, m.Place.Group, m.Name, &armcompute.VirtualMachinesClientBeginPowerOffOptions{SkipShutdown: to.Ptr(cut)})
+	_, err = arm.Wait(ctx, h.s, "azure."+op, m.Resource(), p, err)
 	return absentVM(op, m, err)
 }
 
 // Destroy cuts the power. The VM keeps its machine, and is paid for, until Shutdown or Remove.
 func (h *Host) Destroy(ctx context.Context, id dr.VMID) error {
 	const op = "Destroy"
-	return h.inTurn(ctx, op, id, func(m machine) error {
+	return h.inTurn(ctx, op, id, func(m site.Machine) error {
 		v, found, err := h.view(ctx, op, m)
 		switch {
 		case err != nil:
@@ -184,7 +185,7 @@ func (h *Host) Destroy(ctx context.Context, id dr.VMID) error {
 // Pulse asks whether the VM agent in the guest reports that it is ready.
 func (h *Host) Pulse(ctx context.Context, id dr.VMID) (sign string, alive bool, err error) {
 	const op = "Pulse"
-	m, err := h.find(ctx, op, id)
+	m, err := h.az.Find(ctx, op, id)
 	if err != nil {
 		return "", false, err
 	}
@@ -210,8 +211,8 @@ func agentReady(v armcompute.VirtualMachineInstanceView) (sign string, alive boo
 		if s == nil {
 			continue
 		}
-		sign = "VM agent " + str(v.VMAgent.VMAgentVersion)
-		if strings.EqualFold(str(s.Code), "ProvisioningState/succeeded") && strings.EqualFold(str(s.DisplayStatus), "Ready") {
+		sign = "VM agent " + site.Str(v.VMAgent.VMAgentVersion)
+		if strings.EqualFold(site.Str(s.Code), "ProvisioningState/site.Succeeded") && strings.EqualFold(site.Str(s.DisplayStatus), "Ready") {
 			return sign, true
 		}
 	}

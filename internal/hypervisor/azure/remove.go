@@ -2,13 +2,13 @@ package azure
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"sort"
 	"strings"
 
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor/azure/arm"
+	"holdfast/internal/hypervisor/azure/internal/site"
 )
 
 // Remove deletes a recovery VM and everything that Boot made for it, and looks
@@ -19,7 +19,7 @@ func (h *Host) Remove(ctx context.Context, id dr.VMID, owner string) error {
 	if owner == "" {
 		return dr.Errorf(dr.KindInvalid, "azure."+op, "no owner is named whose recovery VM is to be removed")
 	}
-	unlock, err := h.lock(ctx, op, "owner "+owner)
+	unlock, err := h.az.Lock(ctx, op, "owner "+owner)
 	if err != nil {
 		return err
 	}
@@ -27,27 +27,25 @@ func (h *Host) Remove(ctx context.Context, id dr.VMID, owner string) error {
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.UndoTimeout)
 	defer cancel()
 	which := func(string, bool) bool { return true }
-	var also []place
+	var also []site.Place
 	if id != "" {
-		m, err := h.find(ctx, op, id)
+		m, err := h.az.Find(ctx, op, id)
 		switch {
 		case dr.CodeOf(err) == dr.CodeVMNotFound:
 			which = func(_ string, exists bool) bool { return !exists }
 		case err != nil:
 			return err
-		case m.tag(arm.TagOwner) != owner || m.tag(arm.TagVM) == "":
-			return dr.New(dr.KindPrecondition, dr.CodeOperationNotAllowed, "azure."+op, "%s was not made by %s and is left alone", m.resource(), owner)
+		case m.Tag(arm.TagOwner) != owner || m.Tag(arm.TagVM) == "":
+			return dr.New(dr.KindPrecondition, dr.CodeOperationNotAllowed, "azure."+op, "%s was not made by %s and is left alone", m.Resource(), owner)
 		default:
-			which = belongsTo(m.tag(arm.TagVM))
-			also = append(also, m.place)
+			which = belongsTo(m.Tag(arm.TagVM))
+			also = append(also, m.Place)
 		}
 	}
 	if err := h.demolish(ctx, owner, which, also); err != nil {
-		return h.say(op, "remove what was made for "+owner, err)
+		return h.az.Say(op, "remove what was made for "+owner, err)
 	}
-	h.mu.Lock()
-	delete(h.places, dr.VMID(lower(string(id))))
-	h.mu.Unlock()
+	h.az.Seen(id, "")
 	return nil
 }
 
@@ -55,8 +53,6 @@ func (h *Host) Remove(ctx context.Context, id dr.VMID, owner string) error {
 func belongsTo(vm string) func(string, bool) bool {
 	return func(of string, _ bool) bool { return strings.EqualFold(of, vm) }
 }
-
-func lower(s string) string { return strings.ToLower(s) }
 
 // phases are the kinds that Boot makes, in the order in which they can be deleted:
 // what uses another comes before it.
@@ -68,7 +64,7 @@ func phases() [][]string {
 // lists show nothing more. It goes on after a failure, and tries again what may yet succeed,
 // until ctx ends: Azure keeps an adapter of a VM that it could not make for some minutes, for one.
 // which is told the VM that a resource is for, and whether that VM exists.
-func (h *Host) demolish(ctx context.Context, owner string, which func(vm string, exists bool) bool, also []place) error {
+func (h *Host) demolish(ctx context.Context, owner string, which func(vm string, exists bool) bool, also []site.Place) error {
 	var last error
 	for pause := h.cfg.Poll; ; pause = min(2*pause, 15*h.cfg.Poll) {
 		list, err := h.belongings(ctx, owner, which, also)
@@ -81,34 +77,25 @@ func (h *Host) demolish(ctx context.Context, owner string, which func(vm string,
 				pause = h.cfg.Poll
 				continue // look whether that is true
 			}
-		case last == nil && ctx.Err() == nil && !passing(err):
+		case last == nil && ctx.Err() == nil && !site.Passing(err):
 			return err
 		}
 		if ctx.Err() == nil {
 			last = err
 		} else if last == nil {
-			last = ended("Remove", "delete what was made for "+owner, ctx.Err())
+			last = site.Ended("Remove", "delete what was made for "+owner, ctx.Err())
 		}
-		if ctx.Err() != nil || !passing(err) || sleep(ctx, pause) != nil {
+		if ctx.Err() != nil || !site.Passing(err) || site.Sleep(ctx, pause) != nil {
 			return last
 		}
 	}
 }
 
-// passing reports whether trying again may help. A lock, a missing role, a policy and a wrong secret stay.
-func passing(err error) bool {
-	switch dr.CodeOf(err) {
-	case dr.CodeAzureLocked, dr.CodeAzureRole, dr.CodeAzurePolicy, dr.CodeAzureSignIn, dr.CodeAzureClock, dr.CodeAzureNameTaken:
-		return false
-	}
-	return true
-}
-
 // belongings lists what was made for the owner, in the site's group and where else
 // something of it may be. The kinds' own lists count, which are never behind; Azure's
 // index of tags says only in which groups to look.
-func (h *Host) belongings(ctx context.Context, owner string, which func(string, bool) bool, also []place) ([]arm.Resource, error) {
-	places, err := h.allPlaces(ctx, arm.TagOwner, owner)
+func (h *Host) belongings(ctx context.Context, owner string, which func(string, bool) bool, also []site.Place) ([]arm.Resource, error) {
+	places, err := h.az.AllPlaces(ctx, arm.TagOwner, owner)
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +115,7 @@ func (h *Host) belongings(ctx context.Context, owner string, which func(string, 
 					}
 					all = append(all, r)
 					if kind == arm.TypeVM {
-						exists[lower(r.Tag(arm.TagVM))] = true
+						exists[site.Lower(r.Tag(arm.TagVM))] = true
 					}
 				})
 				if err != nil && !arm.IsAbsent(err) { // without its resource group there is nothing
@@ -139,24 +126,24 @@ func (h *Host) belongings(ctx context.Context, owner string, which func(string, 
 	}
 	var chosen []arm.Resource
 	for _, r := range all {
-		if vm := r.Tag(arm.TagVM); which(vm, exists[lower(vm)]) {
+		if vm := r.Tag(arm.TagVM); which(vm, exists[site.Lower(vm)]) {
 			chosen = append(chosen, r)
 		}
 	}
 	return chosen, nil
 }
 
-func containsPlace(list []place, p place) bool {
+func containsPlace(list []site.Place, p site.Place) bool {
 	for _, q := range list {
-		if strings.EqualFold(q.group, p.group) && strings.EqualFold(q.subscription, p.subscription) {
+		if strings.EqualFold(q.Group, p.Group) && strings.EqualFold(q.Subscription, p.Subscription) {
 			return true
 		}
 	}
 	return false
 }
 
-func (h *Host) eachResource(ctx context.Context, p place, kind string, each func(arm.Resource)) error {
-	return list(ctx, h, p, kind, func(r arm.Resource) {
+func (h *Host) eachResource(ctx context.Context, p site.Place, kind string, each func(arm.Resource)) error {
+	return site.List(ctx, h.az, p, kind, func(r arm.Resource) {
 		r.Type = kind
 		each(r)
 	})
@@ -179,7 +166,7 @@ func (h *Host) deleteAll(ctx context.Context, list []arm.Resource) error {
 		}
 		sort.Slice(now, func(i, j int) bool { return now[i].ID < now[j].ID })
 		failed := make([]error, len(now))
-		_ = eachOf(ctx, len(now), deleteParallel, func(ctx context.Context, i int) error {
+		_ = site.EachOf(ctx, len(now), deleteParallel, func(ctx context.Context, i int) error {
 			failed[i] = h.s.Remove(ctx, now[i:i+1])
 			return nil // the others go on; failed has it
 		})
@@ -189,18 +176,4 @@ func (h *Host) deleteAll(ctx context.Context, list []arm.Resource) error {
 		}
 	}
 	return errors.Join(append(errs, ctx.Err())...)
-}
-
-// subscription lists the resources of a kind of the whole subscription, with their properties.
-func (h *Host) subscription(ctx context.Context, kind string, each func(vnet)) error {
-	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
-	defer cancel()
-	return h.s.List(ctx, "/subscriptions/"+h.site.Subscription+"/providers/"+kind, arm.APIVersion(kind), func(raw json.RawMessage) error {
-		var v vnet
-		if err := json.Unmarshal(raw, &v); err != nil {
-			return dr.New(dr.KindUnavailable, dr.CodeAzureOperation, "azure.List", "an element of the list of %s is not understood: %w", kind, err)
-		}
-		each(v)
-		return nil
-	})
 }

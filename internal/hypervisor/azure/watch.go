@@ -6,6 +6,7 @@ import (
 
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
+	"holdfast/internal/hypervisor/azure/internal/site"
 )
 
 // Watch polls every Config.WatchEvery: Resource Manager tells nothing by itself.
@@ -33,7 +34,7 @@ func (h *Host) Watch(ctx context.Context, fn func(hypervisor.Event)) error {
 			}
 			last = now
 		}
-		if sleep(ctx, h.cfg.WatchEvery) != nil {
+		if site.Sleep(ctx, h.cfg.WatchEvery) != nil {
 			return nil
 		}
 	}
@@ -41,20 +42,20 @@ func (h *Host) Watch(ctx context.Context, fn func(hypervisor.Event)) error {
 
 // powers asks for the power states of all VMs of the site's group.
 func (h *Host) powers(ctx context.Context) (map[dr.VMID]string, error) {
-	vms, err := h.machines(ctx, h.home())
+	vms, err := h.az.Machines(ctx, h.az.Home())
 	if err != nil {
 		return nil, err
 	}
 	var mu sync.Mutex
 	out := map[dr.VMID]string{}
-	err = eachOf(ctx, len(vms), inventoryParallel, func(ctx context.Context, i int) error {
+	err = site.EachOf(ctx, len(vms), inventoryParallel, func(ctx context.Context, i int) error {
 		v, found, err := h.view(ctx, "Watch", vms[i])
 		if err != nil || !found {
 			return err
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		out[vms[i].id()] = powerCode(v)
+		out[vms[i].Key()] = powerCode(v)
 		return nil
 	})
 	return out, err

@@ -38,7 +38,7 @@ type Fixture struct {
 	Trim func(t testing.TB, disk string, off, n int64)
 	// Grow enlarges a disk of the running VM.
 	Grow func(t testing.TB, disk string, size int64)
-	// Pause suspends the VM.
+	// Pause suspends the VM; nil: the platform can't, and PowerPaused is never seen.
 	Pause func(t testing.TB)
 	// Crash kills the VM as a power cut of the host would, and leaves it off.
 	Crash func(t testing.TB)
@@ -73,6 +73,8 @@ type Fixture struct {
 	// What a platform honestly does in another way than KVM. None of it weakens
 	// what a replica has to be equal to.
 	SurvivesStop bool   // an open cut stays readable, and right, when the VM stops
+	KeepsOnCrash bool   // tokens stay good when the VM is cut off: tracking is not the host's, but the storage's
+	StaleReads   bool   // a stale cut may still be read, and is right, after it was ended: its image can't change
 	GrowIsWhole  bool   // a disk that has grown loses its history
 	BootCopies   bool   // Boot copies the disks before the VM starts; nothing is left for MakeLocal
 	NoConsole    bool   // no screenshots and no serial log: dr.KindUnsupported

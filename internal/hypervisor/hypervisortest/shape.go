@@ -205,6 +205,9 @@ func testEstimate(t *testing.T, f *Fixture) {
 	}
 	f.Crash(t)
 	ok(t, f.Host.Start(ctx, f.VM))
-	_, err = e.Estimate(ctx, f.VM, base)
-	wantCode(t, err, dr.CodeTrackingLost)
+	if n, err := e.Estimate(ctx, f.VM, base); !f.KeepsOnCrash {
+		wantCode(t, err, dr.CodeTrackingLost)
+	} else if ok(t, err); n != grown {
+		t.Errorf("%d bytes are estimated after a crash, %d before", n, grown)
+	}
 }

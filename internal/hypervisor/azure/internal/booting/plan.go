@@ -1,4 +1,4 @@
-package azure
+package booting
 
 import (
 	"context"
@@ -7,25 +7,25 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/azure/arm"
 	"holdfast/internal/hypervisor/azure/internal/netres"
+	"holdfast/internal/hypervisor/azure/internal/site"
 	"holdfast/internal/vhd"
 )
 
 // Tags of this adapter beside those of package arm.
 const (
-	tagDisk   = "holdfast-disk"   // BootDisk.ID, which is the source's id of the disk
+	TagDisk   = "holdfast-disk"   // BootDisk.ID, which is the source's id of the disk
 	tagFilled = "holdfast-filled" // on a disk that holds all of what it was made for: a digest of that
 )
 
 // plan is a recovery VM that is to be made.
 type plan struct {
 	spec  hypervisor.BootSpec
-	place place
+	place site.Place
 	name  string
 
 	size, diskType, zone string
@@ -72,7 +72,7 @@ func invalid(format string, args ...any) error {
 }
 
 // plan checks what can be checked of a recovery VM, by reading only.
-func (h *Host) plan(ctx context.Context, spec hypervisor.BootSpec) (*plan, error) {
+func (h *Booter) plan(ctx context.Context, spec hypervisor.BootSpec) (*plan, error) {
 	p := &plan{spec: spec, name: spec.Name, generation: 1, windows: strings.EqualFold(spec.Config.VM.OSType, "windows")}
 	if spec.Config.VM.Generation == 2 {
 		p.generation = 2
@@ -94,40 +94,40 @@ func (h *Host) plan(ctx context.Context, spec hypervisor.BootSpec) (*plan, error
 }
 
 // placeOf is the resource group that a recovery VM is to be in. Only its name counts for a VM: there is one subscription.
-func (h *Host) placeOf(spec hypervisor.BootSpec) (place, error) {
+func (h *Booter) placeOf(spec hypervisor.BootSpec) (site.Place, error) {
 	if !vmName.MatchString(spec.Name) {
-		return place{}, invalid("%.100q can't be the name of a VM in Azure: 1 to 63 letters, digits and hyphens, the first and the last no hyphen", spec.Name)
+		return site.Place{}, invalid("%.100q can't be the name of a VM in Azure: 1 to 63 letters, digits and hyphens, the first and the last no hyphen", spec.Name)
 	}
 	if len(spec.Owner) > 256 {
-		return place{}, invalid("recovery VM %s: its owner %.40q… does not fit into a tag of Azure (256 characters)", spec.Name, spec.Owner)
+		return site.Place{}, invalid("recovery VM %s: its owner %.40q… does not fit into a tag of Azure (256 characters)", spec.Name, spec.Owner)
 	}
-	home, want := h.home(), spec.Cloud.ResourceGroup
+	home, want := h.az.Home(), spec.Cloud.ResourceGroup
 	if want == "" {
 		return home, nil
 	}
 	if strings.HasPrefix(want, "/") {
 		parts := strings.Split(strings.Trim(want, "/"), "/")
 		if len(parts) != 4 || !strings.EqualFold(parts[0], "subscriptions") || !strings.EqualFold(parts[2], "resourceGroups") {
-			return place{}, invalid("recovery VM %s: %.200q is not the id of a resource group", spec.Name, want)
+			return site.Place{}, invalid("recovery VM %s: %.200q is not the id of a resource group", spec.Name, want)
 		}
-		if !strings.EqualFold(parts[1], home.subscription) {
-			return place{}, invalid("recovery VM %s: resource group %.200q is not in the site's subscription %s", spec.Name, want, home.subscription)
+		if !strings.EqualFold(parts[1], home.Subscription) {
+			return site.Place{}, invalid("recovery VM %s: resource group %.200q is not in the site's subscription %s", spec.Name, want, home.Subscription)
 		}
 		want = parts[3]
 	}
-	if strings.EqualFold(want, home.group) {
+	if strings.EqualFold(want, home.Group) {
 		return home, nil
 	}
 	if !groupName.MatchString(want) {
-		return place{}, invalid("recovery VM %s: %.200q is not the name of a resource group", spec.Name, want)
+		return site.Place{}, invalid("recovery VM %s: %.200q is not the name of a resource group", spec.Name, want)
 	}
-	return place{home.subscription, want}, nil
+	return site.Place{Subscription: home.Subscription, Group: want}, nil
 }
 
 var groupName = regexp.MustCompile(`^[\p{L}\p{N}_().-]{1,90}$`)
 
 // planCloud settles what a cloud's VM has beyond a host's.
-func (h *Host) planCloud(ctx context.Context, p *plan) error {
+func (h *Booter) planCloud(ctx context.Context, p *plan) error {
 	c := p.spec.Cloud
 	p.avSet, p.zone, p.proximity = c.AvailabilitySet, c.Zone, c.ProximityGroup
 	switch {
@@ -139,12 +139,12 @@ func (h *Host) planCloud(ctx context.Context, p *plan) error {
 	if p.zone != "" && !slices.Contains([]string{"1", "2", "3"}, p.zone) {
 		return invalid("recovery VM %s: zone %.20q is none of 1, 2 and 3", p.name, p.zone)
 	}
-	p.diskType = first(c.DiskType, h.site.DiskType, arm.DefaultDiskType)
+	p.diskType = site.First(c.DiskType, h.site.DiskType, arm.DefaultDiskType)
 	if !slices.Contains(arm.DiskTypes(), p.diskType) {
 		return dr.New(dr.KindUnsupported, dr.CodeAzureDisk, "azure.Boot", "recovery VM %s: disk type %.60q is none of %s", p.name, p.diskType, strings.Join(arm.DiskTypes(), ", "))
 	}
-	p.license = first(c.LicenseType, h.site.LicenseType)
-	p.group = first(c.SecurityGroup, h.site.SecurityGroup)
+	p.license = site.First(c.LicenseType, h.site.LicenseType)
+	p.group = site.First(c.SecurityGroup, h.site.SecurityGroup)
 	p.public = c.PublicIP || h.site.PublicIP
 	for _, ref := range []struct {
 		id   *string
@@ -157,9 +157,9 @@ func (h *Host) planCloud(ctx context.Context, p *plan) error {
 		if err != nil {
 			return err
 		}
-		found, err := h.get(ctx, ref.kind, id, nil)
+		found, err := h.az.Get(ctx, ref.kind, id, nil)
 		if err != nil {
-			return h.say("Boot", "check what recovery VM "+p.name+" is to use", err)
+			return h.az.Say("Boot", "check what recovery VM "+p.name+" is to use", err)
 		}
 		if !found {
 			return dr.New(dr.KindNotFound, dr.CodeAzureNotFound, "azure.Boot", "%s, which recovery VM %s is to use, does not exist", id, p.name)
@@ -170,7 +170,7 @@ func (h *Host) planCloud(ctx context.Context, p *plan) error {
 }
 
 // planTags are those of everything that is made for the VM.
-func (h *Host) planTags(p *plan) error {
+func (h *Booter) planTags(p *plan) error {
 	p.tags = map[string]string{}
 	for _, tags := range []map[string]string{h.site.Tags, p.spec.Cloud.Tags} {
 		for k, v := range tags {
@@ -191,15 +191,6 @@ func (h *Host) planTags(p *plan) error {
 		p.tags[arm.TagPurpose] = arm.PurposeRecovery
 	}
 	return nil
-}
-
-func first(values ...string) string {
-	for _, v := range values {
-		if v != "" {
-			return v
-		}
-	}
-	return ""
 }
 
 // planDisks gives the disks names and places. The OS disk is the one that the
@@ -236,7 +227,7 @@ func (p *plan) planDisks() error {
 }
 
 // planNetwork settles the adapters: see the package's comment.
-func (h *Host) planNetwork(ctx context.Context, p *plan) error {
+func (h *Booter) planNetwork(ctx context.Context, p *plan) error {
 	var wanted []hypervisor.BootNIC // those that are connected
 	var ips []netip.Addr            // of all, in the order of the source
 	isolated := 0
@@ -297,7 +288,7 @@ func (p *plan) isolate(ips []netip.Addr) (err error) {
 	if len(ips) == 0 {
 		ips = []netip.Addr{{}}
 	}
-	net := p.place.id(arm.TypeNetwork, p.isolatedNet())
+	net := p.place.ID(arm.TypeNetwork, p.isolatedNet())
 	for i, ip := range ips {
 		in := p.isolated[0]
 		for _, s := range p.isolated {
@@ -307,12 +298,12 @@ func (p *plan) isolate(ips []netip.Addr) (err error) {
 		}
 		p.nics = append(p.nics, nic{p.nicName(i), net + "/subnets/" + in.Name, ip})
 	}
-	p.public, p.group = false, p.place.id(arm.TypeSecurityGroup, p.isolatedGroup())
+	p.public, p.group = false, p.place.ID(arm.TypeSecurityGroup, p.isolatedGroup())
 	return p.sameAddress()
 }
 
 // connect plans adapters in a network that there is.
-func (h *Host) connect(ctx context.Context, p *plan, wanted []hypervisor.BootNIC) error {
+func (h *Booter) connect(ctx context.Context, p *plan, wanted []hypervisor.BootNIC) error {
 	var v vnet
 	for i, want := range wanted {
 		if i == 0 {
@@ -361,13 +352,13 @@ func (p *plan) isolatedNet() string   { return p.name + "-isolated" }
 func (p *plan) isolatedGroup() string { return p.name + "-isolated-nsg" }
 
 // planSize chooses the VM size, or checks the one that is chosen.
-func (h *Host) planSize(ctx context.Context, p *plan) error {
-	sizes, err := h.allSizes(ctx)
+func (h *Booter) planSize(ctx context.Context, p *plan) error {
+	sizes, err := h.az.Sizes(ctx)
 	if err != nil {
-		return h.say("Boot", "choose a size for recovery VM "+p.name, err)
+		return h.az.Say("Boot", "choose a size for recovery VM "+p.name, err)
 	}
 	vm := p.spec.Config.VM
-	need := arm.Need{Name: first(p.spec.Cloud.Size, h.site.Size), VCPUs: vm.CPUs, MemoryMB: int64(vm.MemoryMB), Disks: len(p.disks) - 1, NICs: len(p.nics),
+	need := arm.Need{Name: site.First(p.spec.Cloud.Size, h.site.Size), VCPUs: vm.CPUs, MemoryMB: int64(vm.MemoryMB), Disks: len(p.disks) - 1, NICs: len(p.nics),
 		Generation: p.generation, Premium: strings.HasPrefix(p.diskType, "Premium"), Zone: p.zone}
 	if p.spec.CPUs > 0 {
 		need.VCPUs = p.spec.CPUs
@@ -379,29 +370,20 @@ func (h *Host) planSize(ctx context.Context, p *plan) error {
 		need.VCPUs, need.MemoryMB = 0, 0
 	}
 	s, _, err := arm.Fit(sizes, need)
-	p.size = s.Name
-	return h.say("Boot", "choose a size for recovery VM "+p.name, err)
-}
-
-// sizesFor is how long a list of VM sizes counts.
-const sizesFor = time.Hour
-
-// allSizes is the region's VM sizes, asked for at most once an hour.
-func (h *Host) allSizes(ctx context.Context) ([]arm.Size, error) {
-	h.mu.Lock()
-	sizes, asked := h.sizes, h.asked
-	h.mu.Unlock()
-	if len(sizes) > 0 && time.Since(asked) < sizesFor {
-		return sizes, nil
+	if err != nil {
+		return h.az.Say("Boot", "choose a size for recovery VM "+p.name, err)
 	}
+	p.size = s.Name
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
 	defer cancel()
-	sizes, err := h.s.Sizes(ctx)
-	if err != nil {
-		return nil, err
+	quotas, err := h.s.Quotas(ctx)
+	if err != nil && ctx.Err() == nil {
+		// No reason not to try: Azure checks them itself.
+		h.cfg.Log.Warn("the quotas are not known before a recovery VM is made", "vm", p.name, "err", err)
+		return nil
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.sizes, h.asked = sizes, time.Now()
-	return sizes, nil
+	if err == nil {
+		err = arm.Room(quotas, s, len(p.nics))
+	}
+	return h.az.Say("Boot", "check the quotas for recovery VM "+p.name, err)
 }

@@ -1,8 +1,9 @@
-package azure
+package booting
 
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"holdfast/internal/hypervisor"
 	"holdfast/internal/hypervisor/azure/arm"
 	"holdfast/internal/hypervisor/azure/internal/netres"
+	"holdfast/internal/hypervisor/azure/internal/site"
 )
 
 // vnet is a virtual network as Azure shows it.
@@ -24,11 +26,11 @@ type vnet struct {
 
 // Networks lists the virtual networks of the region that the identity may see, the
 // site's default first. Those that were made for isolated recovery VMs are left out.
-func (h *Host) Networks(ctx context.Context) ([]hypervisor.Network, error) {
+func (h *Booter) Networks(ctx context.Context) ([]hypervisor.Network, error) {
 	var all []vnet
 	err := h.subscription(ctx, arm.TypeNetwork, func(v vnet) { all = append(all, v) })
 	if err != nil {
-		return nil, h.say("Networks", "list the virtual networks", err)
+		return nil, h.az.Say("Networks", "list the virtual networks", err)
 	}
 	var out []hypervisor.Network
 	normal := func(ref string) string {
@@ -43,13 +45,13 @@ func (h *Host) Networks(ctx context.Context) ([]hypervisor.Network, error) {
 	}
 	first, test := normal(h.site.Network), normal(h.site.TestNetwork)
 	slices.SortFunc(all, func(a, b vnet) int {
-		return cmp.Or(rank(!arm.SameID(a.ID, first))-rank(!arm.SameID(b.ID, first)), strings.Compare(h.networkName(a.ID), h.networkName(b.ID)))
+		return cmp.Or(rank(!arm.SameID(a.ID, first))-rank(!arm.SameID(b.ID, first)), strings.Compare(h.NetworkName(a.ID), h.NetworkName(b.ID)))
 	})
 	for _, v := range all {
-		if tag(v.Tags, arm.TagOwner) != "" || v.Location != "" && !sameRegion(v.Location, h.s.Location()) {
+		if site.Tag(v.Tags, arm.TagOwner) != "" || v.Location != "" && !sameRegion(v.Location, h.s.Location()) {
 			continue
 		}
-		out = append(out, hypervisor.Network{Name: h.networkName(v.ID), Active: true, Isolated: arm.SameID(v.ID, test)})
+		out = append(out, hypervisor.Network{Name: h.NetworkName(v.ID), Active: true, Isolated: arm.SameID(v.ID, test)})
 	}
 	return out, nil
 }
@@ -66,8 +68,8 @@ func sameRegion(a, b string) bool {
 	return strings.EqualFold(strings.ReplaceAll(a, " ", ""), strings.ReplaceAll(b, " ", ""))
 }
 
-// networkName is what the product calls a virtual network: its name in the site's group, else "group/name".
-func (h *Host) networkName(id string) string {
+// NetworkName is what the product calls a virtual network: its name in the site's group, else "group/name".
+func (h *Booter) NetworkName(id string) string {
 	p, ok := arm.ParseID(id)
 	if !ok {
 		return id
@@ -79,17 +81,17 @@ func (h *Host) networkName(id string) string {
 }
 
 // network finds the virtual network of a name. One that is in another region can't be used.
-func (h *Host) network(ctx context.Context, vm, ref string) (vnet, error) {
+func (h *Booter) network(ctx context.Context, vm, ref string) (vnet, error) {
 	const op = "azure.Boot"
 	id, err := h.site.Reference(arm.TypeNetwork, ref)
 	if err != nil {
 		return vnet{}, err
 	}
 	var v vnet
-	found, err := h.get(ctx, arm.TypeNetwork, id, &v)
+	found, err := h.az.Get(ctx, arm.TypeNetwork, id, &v)
 	switch {
 	case err != nil:
-		return vnet{}, h.say("Boot", "look for virtual network "+ref+" of recovery VM "+vm, err)
+		return vnet{}, h.az.Say("Boot", "look for virtual network "+ref+" of recovery VM "+vm, err)
 	case !found:
 		return vnet{}, dr.New(dr.KindNotFound, dr.CodeAzureNotFound, op, "virtual network %s for recovery VM %s does not exist", id, vm)
 	case v.Location != "" && !sameRegion(v.Location, h.s.Location()):
@@ -201,4 +203,32 @@ func kept(p netip.Prefix, ip netip.Addr) bool {
 		a = a.Next()
 	}
 	return !p.Contains(ip.Next())
+}
+
+// withNetwork puts the site's default network in where nobody has chosen one.
+func (h *Booter) withNetwork(spec hypervisor.BootSpec) hypervisor.BootSpec {
+	if spec.Network == hypervisor.DefaultNetwork {
+		spec.Network = h.site.Network
+	}
+	spec.Adapters = slices.Clone(spec.Adapters)
+	for i := range spec.Adapters {
+		if spec.Adapters[i].Network == hypervisor.DefaultNetwork {
+			spec.Adapters[i].Network = h.site.Network
+		}
+	}
+	return spec
+}
+
+// subscription lists the resources of a kind of the whole subscription, with their properties.
+func (h *Booter) subscription(ctx context.Context, kind string, each func(vnet)) error {
+	ctx, cancel := context.WithTimeout(ctx, h.cfg.CallTimeout)
+	defer cancel()
+	return h.s.List(ctx, "/subscriptions/"+h.site.Subscription+"/providers/"+kind, arm.APIVersion(kind), func(raw json.RawMessage) error {
+		var v vnet
+		if err := json.Unmarshal(raw, &v); err != nil {
+			return dr.New(dr.KindUnavailable, dr.CodeAzureOperation, "azure.List", "an element of the list of %s is not understood: %w", kind, err)
+		}
+		each(v)
+		return nil
+	})
 }

@@ -1,4 +1,4 @@
-package azure
+package booting
 
 import (
 	"context"
@@ -15,13 +15,14 @@ import (
 
 	"holdfast/internal/dr"
 	"holdfast/internal/hypervisor/azure/arm"
+	"holdfast/internal/hypervisor/azure/internal/site"
 	"holdfast/internal/nbd"
 	"holdfast/internal/pageblob"
 	"holdfast/internal/vhd"
 )
 
 // fillAll makes the disks, some at a time: a single one takes 60 MiB/s at most.
-func (h *Host) fillAll(ctx context.Context, p *plan, before map[string]armcompute.Disk) error {
+func (h *Booter) fillAll(ctx context.Context, p *plan, before map[string]armcompute.Disk) error {
 	var mu sync.Mutex
 	done := make([]int64, len(p.disks))
 	var total int64
@@ -41,14 +42,14 @@ func (h *Host) fillAll(ctx context.Context, p *plan, before map[string]armcomput
 		}
 		h.cfg.Progress(p.name, sum, total)
 	}
-	return eachOf(ctx, len(p.disks), h.cfg.Parallel, func(ctx context.Context, i int) error {
+	return site.EachOf(ctx, len(p.disks), h.cfg.Parallel, func(ctx context.Context, i int) error {
 		d := p.disks[i]
 		var old *armcompute.Disk
 		if v, ok := before[d.name]; ok {
 			old = &v
 		}
 		if err := h.fill(ctx, p, d, old, func(n int64) { progress(i, n) }); err != nil {
-			return h.say("Boot", "make disk "+d.ID, err)
+			return h.az.Say("Boot", "make disk "+d.ID, err)
 		}
 		progress(i, d.Size)
 		return nil
@@ -63,7 +64,7 @@ func (p *plan) mark(d disk) string {
 
 // fill makes one disk. What an earlier call left of it is taken over where that is
 // safe: a whole disk as it is, one that is being written to by comparing what it holds.
-func (h *Host) fill(ctx context.Context, p *plan, d disk, old *armcompute.Disk, progress func(int64)) error {
+func (h *Booter) fill(ctx context.Context, p *plan, d disk, old *armcompute.Disk, progress func(int64)) error {
 	if old != nil {
 		whole, open := h.usable(p, d, old)
 		switch {
@@ -74,7 +75,7 @@ func (h *Host) fill(ctx context.Context, p *plan, d disk, old *armcompute.Disk, 
 			if err == nil || ctx.Err() != nil || !refusedAddress(err) {
 				return err
 			}
-			h.cfg.Log.Warn("a disk that was being filled can't be written to any more; it is made anew", "disk", p.place.id(arm.TypeDisk, d.name), "err", err)
+			h.cfg.Log.Warn("a disk that was being filled can't be written to any more; it is made anew", "disk", p.place.ID(arm.TypeDisk, d.name), "err", err)
 		}
 		if err := h.deleteDisk(ctx, p, d); err != nil {
 			return err
@@ -92,7 +93,7 @@ func (h *Host) fill(ctx context.Context, p *plan, d disk, old *armcompute.Disk, 
 			return err
 		}
 		// The address ended under way and no new one did: from the beginning, once.
-		h.cfg.Log.Warn("the address of a disk is refused; the disk is made anew", "disk", p.place.id(arm.TypeDisk, d.name), "err", err)
+		h.cfg.Log.Warn("the address of a disk is refused; the disk is made anew", "disk", p.place.ID(arm.TypeDisk, d.name), "err", err)
 		if err := h.deleteDisk(ctx, p, d); err != nil {
 			return err
 		}
@@ -103,17 +104,17 @@ func (h *Host) fill(ctx context.Context, p *plan, d disk, old *armcompute.Disk, 
 func (d disk) uploaded() bool { return d.Image == "" && d.Socket != "" }
 
 // usable judges a disk of ours that exists: whole (as it is to be) or open (can be written to further).
-func (h *Host) usable(p *plan, d disk, v *armcompute.Disk) (whole, open bool) {
+func (h *Booter) usable(p *plan, d disk, v *armcompute.Disk) (whole, open bool) {
 	c := v.Properties.CreationData
-	if c == nil || c.CreateOption == nil || v.Properties.ProvisioningState == nil || *v.Properties.ProvisioningState != succeeded || v.SKU == nil || v.SKU.Name == nil || string(*v.SKU.Name) != p.diskType {
+	if c == nil || c.CreateOption == nil || v.Properties.ProvisioningState == nil || *v.Properties.ProvisioningState != site.Succeeded || v.SKU == nil || v.SKU.Name == nil || string(*v.SKU.Name) != p.diskType {
 		return false, false
 	}
 	want := h.creation(p, d)
-	if *c.CreateOption != *want.CreateOption || tag(v.Tags, tagDisk) != d.ID {
+	if *c.CreateOption != *want.CreateOption || site.Tag(v.Tags, TagDisk) != d.ID {
 		return false, false
 	}
 	if !d.uploaded() {
-		return tag(v.Tags, tagFilled) == p.mark(d), false
+		return site.Tag(v.Tags, tagFilled) == p.mark(d), false
 	}
 	if v.Properties.DiskState == nil || c.UploadSizeBytes == nil || *c.UploadSizeBytes != *want.UploadSizeBytes {
 		return false, false
@@ -122,13 +123,13 @@ func (h *Host) usable(p *plan, d disk, v *armcompute.Disk) (whole, open bool) {
 	case armcompute.DiskStateReadyToUpload, armcompute.DiskStateActiveUpload:
 		return false, true
 	case armcompute.DiskStateUnattached:
-		return tag(v.Tags, tagFilled) == p.mark(d), false
+		return site.Tag(v.Tags, tagFilled) == p.mark(d), false
 	}
 	return false, false
 }
 
 // creation says where a disk's content comes from.
-func (h *Host) creation(p *plan, d disk) *armcompute.CreationData {
+func (h *Booter) creation(p *plan, d disk) *armcompute.CreationData {
 	switch {
 	case d.Image != "":
 		return &armcompute.CreationData{CreateOption: to.Ptr(armcompute.DiskCreateOptionImport), SourceURI: to.Ptr(d.Image), StorageAccountID: to.Ptr(h.accountOf(d.Image))}
@@ -140,7 +141,7 @@ func (h *Host) creation(p *plan, d disk) *armcompute.CreationData {
 
 // accountOf is the id of the storage account of an image, which Azure wants with
 // its address: the site's, or the one that the address begins with, in the site's group.
-func (h *Host) accountOf(image string) string {
+func (h *Booter) accountOf(image string) string {
 	name := h.site.StorageAccount
 	if u, err := url.Parse(image); err == nil {
 		if first, _, dots := strings.Cut(u.Hostname(), "."); dots && strings.Contains(u.Hostname(), ".blob.") {
@@ -151,7 +152,7 @@ func (h *Host) accountOf(image string) string {
 }
 
 // putDisk makes a disk that is empty, imported, or ready to be written to.
-func (h *Host) putDisk(ctx context.Context, p *plan, d disk) error {
+func (h *Booter) putDisk(ctx context.Context, p *plan, d disk) error {
 	props := &armcompute.DiskProperties{CreationData: h.creation(p, d)}
 	if d.lun < 0 {
 		props.OSType = to.Ptr(p.osType())
@@ -167,17 +168,17 @@ func (h *Host) putDisk(ctx context.Context, p *plan, d disk) error {
 	if *props.CreationData.CreateOption == armcompute.DiskCreateOptionEmpty {
 		props.DiskSizeGB = to.Ptr(int32((d.size + 1<<30 - 1) >> 30)) //nolint:gosec // at most 32767
 	}
-	v := armcompute.Disk{Location: to.Ptr(h.s.Location()), Tags: pointers(tags), SKU: &armcompute.DiskSKU{Name: to.Ptr(armcompute.DiskStorageAccountTypes(p.diskType))}, Properties: props}
+	v := armcompute.Disk{Location: to.Ptr(h.s.Location()), Tags: site.Pointers(tags), SKU: &armcompute.DiskSKU{Name: to.Ptr(armcompute.DiskStorageAccountTypes(p.diskType))}, Properties: props}
 	if p.zone != "" && !strings.HasSuffix(p.diskType, "_ZRS") {
 		v.Zones = []*string{&p.zone}
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.OperationTimeout)
 	defer cancel()
-	return h.s.PutResource(ctx, p.place.id(arm.TypeDisk, d.name), arm.DiskAPI, v, nil)
+	return h.s.PutResource(ctx, p.place.ID(arm.TypeDisk, d.name), arm.DiskAPI, v, nil)
 }
 
 func (p *plan) diskTags(d disk) map[string]string {
-	tags := map[string]string{tagDisk: d.ID}
+	tags := map[string]string{TagDisk: d.ID}
 	for k, v := range p.tags {
 		tags[k] = v
 	}
@@ -185,8 +186,8 @@ func (p *plan) diskTags(d disk) map[string]string {
 }
 
 // deleteDisk deletes a disk of ours, with its address.
-func (h *Host) deleteDisk(ctx context.Context, p *plan, d disk) error {
-	return h.s.Remove(ctx, []arm.Resource{{ID: p.place.id(arm.TypeDisk, d.name), Name: d.name, Type: arm.TypeDisk, Tags: map[string]string{arm.TagOwner: p.spec.Owner}}})
+func (h *Booter) deleteDisk(ctx context.Context, p *plan, d disk) error {
+	return h.s.Remove(ctx, []arm.Resource{{ID: p.place.ID(arm.TypeDisk, d.name), Name: d.name, Type: arm.TypeDisk, Tags: map[string]string{arm.TagOwner: p.spec.Owner}}})
 }
 
 // refusedAddress reports whether a disk's address is refused, or Azure gives none any more.
@@ -195,14 +196,14 @@ func refusedAddress(err error) bool {
 		return true
 	}
 	r := arm.RefusalOf(err)
-	return r != nil && passing(err) && (r.Status == 409 || r.Status == 400 || r.Status == 403)
+	return r != nil && site.Passing(err) && (r.Status == 409 || r.Status == 400 || r.Status == 403)
 }
 
 // addresses is how many addresses one disk may need.
 const addresses = 5
 
 // upload writes the served point to a disk, seals it and marks it as filled.
-func (h *Host) upload(ctx context.Context, p *plan, d disk, resume bool, progress func(int64)) error {
+func (h *Booter) upload(ctx context.Context, p *plan, d disk, resume bool, progress func(int64)) error {
 	for n := 1; ; n++ {
 		err := h.uploadOnce(ctx, p, d, resume, progress)
 		if err == nil {
@@ -213,22 +214,22 @@ func (h *Host) upload(ctx context.Context, p *plan, d disk, resume bool, progres
 		}
 		resume = true // with a new address
 	}
-	id := p.place.id(arm.TypeDisk, d.name)
+	id := p.place.ID(arm.TypeDisk, d.name)
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.OperationTimeout)
 	defer cancel()
-	poller, err := h.s.Disks.BeginRevokeAccess(ctx, p.place.group, d.name, nil)
+	poller, err := h.s.Disks.BeginRevokeAccess(ctx, p.place.Group, d.name, nil)
 	if _, err = arm.Wait(ctx, h.s, "azure.Boot", id, poller, err); err != nil {
 		return err
 	}
 	tags := p.diskTags(d)
 	tags[tagFilled] = p.mark(d)
-	update, err := h.s.Disks.BeginUpdate(ctx, p.place.group, d.name, armcompute.DiskUpdate{Tags: pointers(tags)}, nil)
+	update, err := h.s.Disks.BeginUpdate(ctx, p.place.Group, d.name, armcompute.DiskUpdate{Tags: site.Pointers(tags)}, nil)
 	_, err = arm.Wait(ctx, h.s, "azure.Boot", id, update, err)
 	return err
 }
 
 // uploadOnce writes with one address.
-func (h *Host) uploadOnce(ctx context.Context, p *plan, d disk, resume bool, progress func(int64)) (err error) {
+func (h *Booter) uploadOnce(ctx context.Context, p *plan, d disk, resume bool, progress func(int64)) (err error) {
 	const op = "azure.Boot"
 	address, err := h.grant(ctx, p, d)
 	if err != nil {
@@ -261,17 +262,17 @@ func (h *Host) uploadOnce(ctx context.Context, p *plan, d disk, resume bool, pro
 }
 
 // grant asks for an address to write a disk at. It is valid for as long as the disk may take at 10 MiB/s, 1 to 24 hours.
-func (h *Host) grant(ctx context.Context, p *plan, d disk) (string, error) {
+func (h *Booter) grant(ctx context.Context, p *plan, d disk) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.OperationTimeout)
 	defer cancel()
-	id := p.place.id(arm.TypeDisk, d.name)
+	id := p.place.ID(arm.TypeDisk, d.name)
 	span := min(max(d.size/(10<<20), 3600), 86400)
-	poller, err := h.s.Disks.BeginGrantAccess(ctx, p.place.group, d.name, armcompute.GrantAccessData{Access: to.Ptr(armcompute.AccessLevelWrite), DurationInSeconds: to.Ptr(int32(span))}, nil) //nolint:gosec // at most a day
+	poller, err := h.s.Disks.BeginGrantAccess(ctx, p.place.Group, d.name, armcompute.GrantAccessData{Access: to.Ptr(armcompute.AccessLevelWrite), DurationInSeconds: to.Ptr(int32(span))}, nil) //nolint:gosec // at most a day
 	r, err := arm.Wait(ctx, h.s, "azure.Boot", id, poller, err)
-	if err == nil && str(r.AccessSAS) == "" {
+	if err == nil && site.Str(r.AccessSAS) == "" {
 		err = dr.New(dr.KindUnavailable, dr.CodeAzureOperation, "azure.Boot", "%s: Azure gave no address to write the disk at", id)
 	}
-	return str(r.AccessSAS), err
+	return site.Str(r.AccessSAS), err
 }
 
 // point makes the errors of reading the recovery point say so: they are not Azure's.
