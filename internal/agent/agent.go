@@ -241,7 +241,8 @@ func (a *Agent) Start(ctx context.Context) (err error) {
 		return err
 	}
 	limit := pace.NewLimiter(assignment.Rule(a.cfg.Bandwidth), nil)
-	a.up, err = upload.New(upload.Config{Vault: a.client, Transfer: httpstore.NewUploader(httpstore.UploaderConfig{Transport: a.data}), Limit: limit, Log: a.log})
+	a.up, err = upload.New(upload.Config{Vault: a.client, Transfer: httpstore.NewUploader(httpstore.UploaderConfig{Transport: a.data}), Limit: limit,
+		AheadDir: filepath.Join(a.cfg.StateDir, state.Ahead), Log: a.log})
 	if err != nil {
 		return err
 	}

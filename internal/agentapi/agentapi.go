@@ -25,6 +25,7 @@ import (
 //	               how each adapter is connected
 //	1  2026-11-23  added, all optional: of a boot what a cloud gives the VM; the
 //	               sizes that a cloud offers; warm replicas
+//	1  2026-11-23  added, all optional: URLs signed ahead, for when the vault is down
 const Protocol = 1
 
 // ProtocolHeader carries Protocol in decimal; VersionHeader the agent's build.
@@ -519,6 +520,21 @@ type UploadRequest struct {
 	Machine    string         `json:"machine"`
 	Generation uint32         `json:"generation"`
 	Objects    []UploadObject `json:"objects"`
+
+	Ahead *AheadRequest `json:"ahead,omitempty"` // vaults that do not know it sign nothing ahead
+}
+
+// AheadRequest asks for create-only URLs of the writer's next cuts and sealed
+// keys, to be used only while the vault does not answer.
+type AheadRequest struct {
+	Cut   uint64 `json:"cut"`   // number of the first cut
+	Epoch uint32 `json:"epoch"` // of the first key
+}
+
+// AheadURL is for an object whose content is not known yet; a bearer secret of several hours.
+type AheadURL struct {
+	Name string `json:"name"`
+	SignedURL
 }
 
 // UploadObject names an object to be created.
@@ -531,7 +547,8 @@ type UploadObject struct {
 // UploadResponse carries one URL for each object, in order. A URL is a bearer
 // secret: it must not be logged.
 type UploadResponse struct {
-	URLs []SignedURL `json:"urls"`
+	URLs  []SignedURL `json:"urls"`
+	Ahead []AheadURL  `json:"ahead,omitempty"` // replaces what was given before; none if the store can't sign ahead
 }
 
 // SignedURL is where and how to PUT.

@@ -45,6 +45,9 @@ func ClassOf(err error) Class {
 			return e.Class
 		}
 	}
+	if e, ok := dr.Lookup(dr.CodeOf(err)); ok && e.Retry == dr.NonRecoverable {
+		return Permanent // somebody has to do something first
+	}
 	switch dr.KindOf(err) {
 	case dr.KindUnavailable, dr.KindExhausted, dr.KindConflict, dr.KindInternal:
 		return Transient

@@ -171,6 +171,16 @@ type Signer interface {
 	SignPut(ctx context.Context, key string, size int64, sum [32]byte, expires time.Time) (SignedURL, error)
 }
 
+// AheadSigner is an optional capability of a backend: create-only URLs for names
+// whose contents are not known yet, so that a writer with names that are
+// determined beforehand goes on while nobody is there who signs. As long as such
+// URLs live, whoever has them can occupy those names with anything.
+type AheadSigner interface {
+	// SignAhead returns a request for each key, in order, that creates it until
+	// the given time. The holder can neither read, overwrite nor delete.
+	SignAhead(ctx context.Context, keys []string, until time.Time) ([]SignedURL, error)
+}
+
 // SignedURL is a PUT request that a Signer has authorised. The URL is a secret
 // until it expires: String and the slog value show no query.
 type SignedURL struct {

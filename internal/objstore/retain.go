@@ -18,3 +18,15 @@ type Retainer interface {
 	// fails with ErrDenied, and the message tells the date.
 	Retain(ctx context.Context, key string, until time.Time) error
 }
+
+// NewRetainer is an optional capability of a Bucket: objects that come by signed
+// URLs do not have the retention that new objects are to have, and whoever
+// verifies and lists them asks for it.
+type NewRetainer interface {
+	// RetainsNew reports whether RetainNew has to be called for every object that
+	// came by a signed URL. It does not change while the Bucket is open.
+	RetainsNew() bool
+	// RetainNew makes the store keep key, from now on for the configured time; it
+	// fails like Retain.
+	RetainNew(ctx context.Context, key string) error
+}

@@ -89,6 +89,8 @@ func storeError(op, key string, err error) error {
 		return err
 	case errors.Is(err, objstore.ErrNotExist):
 		return dr.New(dr.KindCorrupt, dr.CodeObjectMissing, op, "object %s is missing: %w", key, err)
+	case refusals[objstore.CauseOf(err)].code != "":
+		return Refusal(op, "object "+key, err)
 	case errors.Is(err, objstore.ErrRange), errors.Is(err, objstore.ErrTooLarge), errors.Is(err, objstore.ErrMismatch):
 		return dr.New(dr.KindCorrupt, dr.CodeObjectCorrupt, op, "object %s has another size than it should: %w", key, err)
 	case errors.Is(err, objstore.ErrReadOnly):
@@ -99,6 +101,34 @@ func storeError(op, key string, err error) error {
 		return dr.New(dr.KindForbidden, dr.CodeStoreUnreachable, op, "object %s: %w", key, err)
 	}
 	return dr.New(dr.KindUnavailable, dr.CodeStoreUnreachable, op, "object %s: %w", key, err)
+}
+
+// refusals are the catalogue's words for why a store refuses. None of them says
+// that anything is absent, not even that the container is: whoever asked for an
+// object has not been answered. Only the missing role is "forbidden", because what
+// does not need it goes on.
+var refusals = map[objstore.Cause]struct {
+	kind dr.Kind
+	code dr.Code
+}{
+	objstore.CauseClock:     {dr.KindUnavailable, dr.CodeAzureClock},
+	objstore.CauseFirewall:  {dr.KindUnavailable, dr.CodeAzureFirewall},
+	objstore.CauseRole:      {dr.KindForbidden, dr.CodeAzureRole},
+	objstore.CauseSignIn:    {dr.KindUnavailable, dr.CodeAzureSignIn},
+	objstore.CauseKey:       {dr.KindUnavailable, dr.CodeAzureSignature},
+	objstore.CauseContainer: {dr.KindUnavailable, dr.CodeAzureContainer},
+	objstore.CauseThrottled: {dr.KindUnavailable, dr.CodeAzureThrottled},
+}
+
+// Refusal maps a refusal of the store whose cause is known and in the catalogue
+// (objstore.CauseOf) to the domain's error; nil for any other error. what is
+// whatever was asked for.
+func Refusal(op, what string, err error) *dr.Error {
+	r := refusals[objstore.CauseOf(err)]
+	if r.code == "" {
+		return nil
+	}
+	return dr.New(r.kind, r.code, op, "%s: %w", what, err)
 }
 
 // source is cut.Source over one object whose size is known.

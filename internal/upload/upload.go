@@ -5,8 +5,11 @@
 //
 //   - Put returns nil only when the store has the object with exactly these
 //     bytes: it said that it created it, or it was asked and answered with the same size and SHA-256.
+//     Of the sealed key in use that is remembered over a restart, see Config.AheadDir.
 //   - Nothing is ever overwritten, and nothing but the store's own answer counts as absent.
-//   - URLs are bearer secrets: they are neither kept nor logged, nor do they appear in errors.
+//   - URLs are bearer secrets: they are not logged, nor do they appear in errors.
+//     Only those that the vault signs beforehand are kept, in Config.AheadDir; they
+//     are used only while the vault does not answer.
 //   - All machines of an agent share one bound on parallel transfers, and
 //     initial replications can't take all of it.
 //   - A body that a limit holds back is neither taken for one that has stalled,
@@ -61,6 +64,9 @@ type Config struct {
 	// Parallel bounds concurrent transfers (default 8). Tile images get at most
 	// half of them, so that deltas go on beside initial replications.
 	Parallel int
+	// AheadDir keeps the URLs that the vault signs for the next cuts, for when it
+	// does not answer: secrets, in files of their owner only. Empty = none.
+	AheadDir string
 	// Attempts bounds the attempts of one Put (default 5): whoever calls it has a longer schedule.
 	Attempts  int
 	BaseDelay time.Duration // before the second attempt, doubling (default 500 ms)
@@ -90,6 +96,7 @@ type Uploader struct {
 	slots   chan struct{}
 	tiles   chan struct{}
 	batches batcher
+	ahead   ahead
 
 	objects, bytes, retries atomic.Int64
 }
@@ -118,7 +125,8 @@ func New(cfg Config) (*Uploader, error) {
 		cfg.Limit = pace.NewLimiter(pace.Constant(cfg.Bandwidth), nil)
 	}
 	u := &Uploader{cfg: cfg, slots: make(chan struct{}, cfg.Parallel), tiles: make(chan struct{}, max(1, cfg.Parallel/2))}
-	u.batches.ask = cfg.Vault.Uploads
+	u.ahead.dir, u.ahead.log = cfg.AheadDir, cfg.Log
+	u.batches.ask, u.batches.ahead = cfg.Vault.Uploads, u.ahead.keep
 	u.batches.ctx, u.batches.stop = context.WithCancel(context.Background())
 	return u, nil
 }
@@ -148,6 +156,7 @@ type Sink struct {
 	u       *Uploader
 	machine dr.MachineID
 	gen     atomic.Uint32
+	epoch   atomic.Uint32 // of the newest sealed key that was sent
 	limit   atomic.Pointer[Limit]
 	speed   speed
 }
@@ -197,6 +206,7 @@ func (s *Sink) Put(ctx context.Context, name string, body io.ReaderAt, size int6
 	gen := uint32(o.Gen)
 	if o.Class == cut.ClassKey {
 		gen = s.gen.Load()
+		s.epoch.Store(o.Epoch)
 	}
 	release, err := s.u.slot(ctx, o.Class == cut.ClassTile)
 	if err != nil {
@@ -204,8 +214,14 @@ func (s *Sink) Put(ctx context.Context, name string, body io.ReaderAt, size int6
 	}
 	defer release()
 	p := put{u: s.u, limit: s.currentLimit, speed: &s.speed, machine: string(s.machine), gen: gen, name: name, body: body, size: size, sum: sha256}
+	if o.Class == cut.ClassCut {
+		p.ahead = s.u.ahead.wish(p.machine, gen, o.N, s.epoch.Load())
+	}
 	if err := p.run(ctx); err != nil {
 		return err
+	}
+	if o.Class == cut.ClassKey {
+		s.u.ahead.sent(p.machine, p.key())
 	}
 	s.u.objects.Add(1)
 	return nil
@@ -251,7 +267,10 @@ type put struct {
 	body    io.ReaderAt
 	size    int64
 	sum     [32]byte
+	ahead   *agentapi.AheadRequest // goes along when a URL is asked for
 }
+
+func (p *put) key() sentKey { return sentKey{p.name, p.size, cut.Hash(p.sum).String()} }
 
 // run repeats attempts until the outcome is known, is final, or the attempts are used up.
 func (p *put) run(ctx context.Context) error {
@@ -309,15 +328,24 @@ func (p *put) attempt(ctx context.Context) error {
 	url, err := p.url(ctx, body)
 	switch {
 	case dr.CodeOf(err) == dr.CodeGenerationFenced:
+		p.u.ahead.drop(p.machine, p.gen)
 		// An earlier PUT, whose answer was lost, may have come before the takeover.
 		if there, herr := p.look(ctx); herr == nil && there {
 			return nil
 		}
 		return err
 	case err != nil:
-		return repeatable(err)
+		if ctx.Err() == nil && vaultAway(err) && p.u.ahead.known(p.machine, p.key()) {
+			return nil
+		}
+		signed, ok := p.alone(ctx, err)
+		if !ok {
+			return repeatable(err)
+		}
+		url = signed
 	}
-	outcome, err := p.u.cfg.Transfer.Put(ctx, url.URL, url.Headers, body, p.size)
+	got := time.Now()
+	outcome, why, err := p.u.send(ctx, url, body, p.size)
 	switch {
 	case err == nil && outcome == httpstore.Created:
 		return nil
@@ -341,6 +369,9 @@ func (p *put) attempt(ctx context.Context) error {
 	}
 	// The store refused, and the object is not there: the URL was too old, or the
 	// other writer's upload that it made way for was not completed.
+	if said := p.refused(why, url, time.Since(got)); said != nil {
+		return &again{err: said, after: why.RetryAfter}
+	}
 	return &again{err: dr.New(dr.KindUnavailable, dr.CodeStoreUnreachable, "upload.Put",
 		"object %s: the store refused the signed upload and does not have the object", p.name).
 		WithHint("Compare the clocks of the store, the vault and this host if it happens again and again.")}
@@ -349,7 +380,7 @@ func (p *put) attempt(ctx context.Context) error {
 // url returns a URL that lives long enough for the body.
 func (p *put) url(ctx context.Context, body *pacedBody) (agentapi.SignedURL, error) {
 	for {
-		url, err := p.u.batches.url(ctx, p.machine, p.gen, agentapi.UploadObject{Name: p.name, Size: p.size, SHA256: cut.Hash(p.sum).String()})
+		url, err := p.u.batches.url(ctx, p.machine, p.gen, agentapi.UploadObject{Name: p.name, Size: p.size, SHA256: cut.Hash(p.sum).String()}, p.ahead)
 		if err != nil || url.Expires.IsZero() {
 			return url, err
 		}
@@ -410,6 +441,11 @@ func (p *put) failed(err error) error {
 		return dr.New(kind, code, op, "send object %s: %w", p.name, err)
 	}
 	var e *httpstore.UploadError
+	if errors.As(err, &e) {
+		if said := p.refused(e, agentapi.SignedURL{}, 0); said != nil {
+			return &again{err: said, after: e.RetryAfter}
+		}
+	}
 	switch {
 	case errors.Is(err, objstore.ErrNoSpace):
 		return &again{err: store(dr.KindExhausted, dr.CodeStoreFull)}
@@ -434,6 +470,7 @@ type batcher struct {
 	ctx     context.Context // of the requests, which are made for several callers; ends with Close
 	stop    context.CancelFunc
 	running sync.WaitGroup
+	ahead   func(machine string, gen uint32, urls []agentapi.AheadURL) // takes what was signed beforehand
 
 	mu      sync.Mutex
 	waiting map[batchKey][]*wish
@@ -447,6 +484,7 @@ type batchKey struct {
 
 type wish struct {
 	object agentapi.UploadObject
+	ahead  *agentapi.AheadRequest
 	done   chan struct{}
 	url    agentapi.SignedURL
 	err    error
@@ -458,8 +496,8 @@ const maxBatch = 256
 // askTimeout bounds a request that is made for several callers.
 const askTimeout = time.Minute
 
-func (b *batcher) url(ctx context.Context, machine string, gen uint32, o agentapi.UploadObject) (agentapi.SignedURL, error) {
-	w := &wish{object: o, done: make(chan struct{})}
+func (b *batcher) url(ctx context.Context, machine string, gen uint32, o agentapi.UploadObject, more *agentapi.AheadRequest) (agentapi.SignedURL, error) {
+	w := &wish{object: o, ahead: more, done: make(chan struct{})}
 	key := batchKey{machine, gen}
 	b.mu.Lock()
 	if b.waiting == nil {
@@ -509,6 +547,9 @@ func (b *batcher) fill(key batchKey, list []*wish) {
 	r := agentapi.UploadRequest{Machine: key.machine, Generation: key.gen}
 	for _, w := range list {
 		r.Objects = append(r.Objects, w.object)
+		if w.ahead != nil {
+			r.Ahead = w.ahead
+		}
 	}
 	res, err := b.ask(ctx, r)
 	if err == nil && len(res.URLs) != len(list) {
@@ -519,6 +560,9 @@ func (b *batcher) fill(key batchKey, list []*wish) {
 			b.fill(key, []*wish{w})
 		}
 		return
+	}
+	if err == nil {
+		b.ahead(key.machine, key.gen, res.Ahead)
 	}
 	for i, w := range list {
 		if w.err = err; err == nil {

@@ -463,6 +463,13 @@ func (v recovery) bootPayload(ctx context.Context, in itemInput, it vaultdb.Item
 		if err := v.realNetwork(ctx, &p, in, it, dst); err != nil {
 			return p, err
 		}
+		f, err := vaultdb.Fabric(ctx, v.st.Q(), dst.Fabric)
+		if err != nil {
+			return p, err
+		}
+		if p.Network == "" && f.Type == dr.AzureSite { // nobody has chosen one
+			p.Network = hypervisor.DefaultNetwork
+		}
 	}
 	return p, v.cloud(ctx, &p, it, false)
 }

@@ -23,6 +23,7 @@ import (
 //	assignments.json            version 2: what to replicate, as the vault last said
 //	journal/<hash>.json         version 1: the result of one command
 //	replicas/<machine>/         package capture
+//	ahead/<machine>.json        package upload: secrets of some hours
 //	servings/<serving>/         package hydrate, unless a run directory is given
 const (
 	Identity    = "identity/identity.json"
@@ -30,6 +31,7 @@ const (
 	Assignments = "assignments.json"
 	Journal     = "journal"
 	Replicas    = "replicas"
+	Ahead       = "ahead"
 
 	lockName     = "lock"
 	hostIDName   = "host-id"

@@ -129,6 +129,8 @@ var (
 	_ objstore.AfterLister = (*Bucket)(nil)
 	_ objstore.Signer      = (*Bucket)(nil)
 	_ objstore.Retainer    = (*Bucket)(nil)
+	_ objstore.NewRetainer = (*Bucket)(nil)
+	_ objstore.AheadSigner = (*Bucket)(nil)
 	_ PrefixSigner         = (*Bucket)(nil)
 	_ AheadSigner          = (*Bucket)(nil)
 )

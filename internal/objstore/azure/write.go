@@ -264,6 +264,9 @@ func (b *Bucket) Retain(ctx context.Context, key string, until time.Time) error 
 	})
 }
 
+// RetainsNew implements objstore.NewRetainer.
+func (b *Bucket) RetainsNew() bool { return b.c.RetainFor > 0 && b.c.RetainSigned == ByVault }
+
 // RetainNew retains an object that came by a signed URL, for Config.RetainFor
 // from now on: for whoever lists it, right after it was verified. It does nothing
 // if no retention is configured, and otherwise behaves like Retain.

@@ -52,8 +52,24 @@ type UploadError struct {
 	Code       string        // the store's own error code, if it sent one
 	Retryable  bool          // the same request may succeed later
 	RetryAfter time.Duration // the store's wish, or 0; at most an hour
+	At         time.Time     // when it answered, by the store's clock; zero if it did not tell
 	Err        error         // a sentinel of objstore, the context's error, or the cause
 }
+
+// causes are the stores' own codes for what an operator has to mend (Azure
+// Storage REST "Blob service error codes"). AuthenticationFailed is also the
+// answer to a URL that has ended.
+var causes = map[string]objstore.Cause{
+	"ContainerNotFound": objstore.CauseContainer, "ContainerBeingDeleted": objstore.CauseContainer, "ContainerDisabled": objstore.CauseContainer,
+	"AuthorizationFailure": objstore.CauseFirewall, "AuthorizationSourceIPMismatch": objstore.CauseFirewall, "NetworkAccessDenied": objstore.CauseFirewall,
+	"AuthenticationFailed": objstore.CauseKey, "InvalidAuthenticationInfo": objstore.CauseKey, "KeyBasedAuthenticationNotPermitted": objstore.CauseKey,
+	"AuthorizationPermissionMismatch": objstore.CauseRole, "InsufficientAccountPermissions": objstore.CauseRole,
+	"AccountIsDisabled": objstore.CauseAccount, "AccountBeingCreated": objstore.CauseAccount,
+	"ServerBusy": objstore.CauseThrottled, "TooManyRequests": objstore.CauseThrottled,
+}
+
+// StoreCause serves objstore.CauseOf.
+func (e *UploadError) StoreCause() objstore.Cause { return causes[e.Code] }
 
 func (e *UploadError) Error() string {
 	var b strings.Builder
@@ -111,10 +127,17 @@ func newClient(rt http.RoundTripper) *http.Client {
 // returned, so a read of it that hangs makes Put hang. The error is nil exactly if the
 // outcome is Created or MaybeExists, and otherwise an *UploadError.
 func (u *Uploader) Put(ctx context.Context, signedURL string, headers map[string]string, body io.ReaderAt, size int64) (Outcome, error) {
+	outcome, _, err := u.PutExplained(ctx, signedURL, headers, body, size)
+	return outcome, err
+}
+
+// PutExplained is Put, and with MaybeExists it returns in which words the store
+// has refused: what to say if it turns out that the object is not there.
+func (u *Uploader) PutExplained(ctx context.Context, signedURL string, headers map[string]string, body io.ReaderAt, size int64) (Outcome, *UploadError, error) {
 	target := objstore.SignedURL{URL: signedURL}.String()
-	fail := func(e UploadError) (Outcome, error) {
+	fail := func(e UploadError) (Outcome, *UploadError, error) {
 		e.Target = target
-		return Undecided, &e
+		return Undecided, nil, &e
 	}
 	req, err := newPut(signedURL, headers, body, size)
 	if err != nil {
@@ -146,12 +169,14 @@ func (u *Uploader) Put(ctx context.Context, signedURL string, headers map[string
 	case http.StatusOK, http.StatusCreated:
 		// Every store names what it created; a login page of a network does not.
 		if resp.Header.Get("ETag") != "" {
-			return Created, nil
+			return Created, nil, nil
 		}
 		return fail(UploadError{Status: resp.StatusCode, Retryable: true,
 			Err: fmt.Errorf("%w: the answer has no ETag, it does not come from an object store; look for a proxy or a login page in between", objstore.ErrUnavailable)})
 	case http.StatusForbidden, http.StatusConflict, http.StatusPreconditionFailed:
-		return MaybeExists, nil
+		why := refusal(resp, answer)
+		why.Target, why.Err, why.Retryable = target, objstore.ErrDenied, true
+		return MaybeExists, &why, nil
 	}
 	return fail(refusal(resp, answer))
 }
@@ -205,6 +230,7 @@ var codeInXML = regexp.MustCompile(`<Code>([A-Za-z0-9]{1,64})</Code>`)
 // answer's text only the error code is kept: stores quote signed strings.
 func refusal(resp *http.Response, answer []byte) UploadError {
 	e := UploadError{Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header, time.Hour)}
+	e.At, _ = http.ParseTime(resp.Header.Get("Date"))
 	e.Code = word(resp.Header.Get(headerError))
 	if e.Code == "" {
 		e.Code = word(resp.Header.Get("X-Ms-Error-Code"))

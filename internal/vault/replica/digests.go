@@ -23,9 +23,9 @@ const (
 // digests of stored tiles as of a committed cut, or of a seed. It is granted to
 // the agent that holds the machine's current generation. The answer carries
 // secrets. When too many ask at once, a request waits as long as its context.
-func (r *Replicas) Digests(ctx context.Context, agent dr.AgentID, req agentapi.DigestRequest) (agentapi.DigestResponse, error) {
+func (r *Replicas) Digests(ctx context.Context, agent dr.AgentID, req agentapi.DigestRequest) (out agentapi.DigestResponse, err error) {
 	const op = "vault.Digests"
-	var out agentapi.DigestResponse
+	defer func() { err = waits(op, err) }()
 	it, err := r.writer(ctx, agent, req.Machine, req.Generation)
 	if err != nil {
 		return out, err

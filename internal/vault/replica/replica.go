@@ -5,7 +5,10 @@
 //
 // It promises that at most one generation of a machine may write at any time
 // (see OpenGeneration), that only cuts which verify and continue the chain are
-// listed, and that a point is opened only for the agent that serves it.
+// listed, and that a point is opened only for the agent that serves it. Where the
+// store leaves the retention of new objects to the vault, those of every listed
+// cut are retained, sooner or later. What is signed for outages of the vault
+// creates objects of the writer's own generation, one each, and nothing else.
 package replica
 
 import (
@@ -68,16 +71,18 @@ type Replicas struct {
 
 	mu     sync.Mutex
 	full   time.Time // last complete reconciliation
+	noted  time.Time // last warning that nothing can be signed ahead
 	leases map[string]time.Time
 
-	views views
+	views  views
+	retain retention
 }
 
 // New makes Replicas; it does no I/O.
 func New(cfg Config) *Replicas {
 	keys := store.NewKeyring(cfg.Bucket, cfg.Key)
 	return &Replicas{cfg: cfg, st: cfg.State, keys: keys, store: store.New(store.Config{Bucket: cfg.Bucket, Keys: keys}),
-		leases: map[string]time.Time{}, views: views{turns: make(chan struct{}, maxDigesting)}}
+		leases: map[string]time.Time{}, views: views{turns: make(chan struct{}, maxDigesting)}, retain: newRetention(cfg.Bucket)}
 }
 
 // Reader reads the replicas, with the vault's keys.
@@ -125,7 +130,8 @@ func (r *Replicas) writer(ctx context.Context, agent dr.AgentID, machine string,
 func (r *Replicas) Uploads(ctx context.Context, agent dr.AgentID, req agentapi.UploadRequest) (agentapi.UploadResponse, error) {
 	const op = "vault.Uploads"
 	var out agentapi.UploadResponse
-	if _, err := r.writer(ctx, agent, req.Machine, req.Generation); err != nil {
+	it, err := r.writer(ctx, agent, req.Machine, req.Generation)
+	if err != nil {
 		return out, err
 	}
 	if r.cfg.Signer == nil {
@@ -147,10 +153,11 @@ func (r *Replicas) Uploads(ctx context.Context, agent dr.AgentID, req agentapi.U
 		copy(sum[:], b)
 		u, err := r.cfg.Signer.SignPut(ctx, o.Name, o.Size, sum, expires)
 		if err != nil {
-			return out, dr.New(dr.KindUnavailable, dr.CodeStoreUnreachable, op, "sign the upload of object %s: %w", o.Name, err)
+			return out, refused(op, o.Name, err)
 		}
 		out.URLs = append(out.URLs, agentapi.SignedURL{URL: u.URL, Headers: u.Headers, Expires: expires})
 	}
+	out.Ahead = r.signAhead(ctx, it, req)
 	return out, nil
 }
 
@@ -181,6 +188,26 @@ func ownObject(op, key, machine string, gen uint32) error {
 	return dr.Errorf(dr.KindForbidden, op, "object %s is not the writer's of generation %d of machine %s", key, gen, machine)
 }
 
+// refused words what the store did not do for an agent.
+func refused(op, key string, err error) error {
+	e := store.Refusal(op, "object "+key, err)
+	if e == nil {
+		return dr.New(dr.KindUnavailable, dr.CodeStoreUnreachable, op, "object %s: %w", key, err)
+	}
+	return waits(op, e)
+}
+
+// waits keeps the vault's own sign-in or role from stopping every item until
+// somebody acts on each, as the catalogue has it for them: they are mended at one
+// place, and then agents go on by themselves.
+func waits(op string, err error) error {
+	switch dr.CodeOf(err) {
+	case dr.CodeAzureSignIn, dr.CodeAzureRole:
+		return dr.New(dr.KindUnavailable, dr.CodeStoreUnreachable, op, "the vault can't use its store: %w", err).WithHint("%s", dr.HintOf(err))
+	}
+	return err
+}
+
 // Head says which objects are there. It also answers a writer that has been
 // fenced meanwhile, about its own generation.
 func (r *Replicas) Head(ctx context.Context, agent dr.AgentID, req agentapi.HeadRequest) (agentapi.HeadResponse, error) {
@@ -209,7 +236,7 @@ func (r *Replicas) Head(ctx context.Context, agent dr.AgentID, req agentapi.Head
 		case errors.Is(err, objstore.ErrNotExist):
 			out.Objects = append(out.Objects, agentapi.HeadObject{})
 		case err != nil:
-			return out, dr.New(dr.KindUnavailable, dr.CodeStoreUnreachable, op, "look for object %s: %w", name, err)
+			return out, refused(op, name, err)
 		default:
 			out.Objects = append(out.Objects, agentapi.HeadObject{Exists: true, Size: info.Size, SHA256: hex.EncodeToString(info.SHA256[:])})
 		}
@@ -237,7 +264,7 @@ func (r *Replicas) CommitCut(ctx context.Context, agent dr.AgentID, req agentapi
 	}
 	c, err := r.store.ReadCut(ctx, m, gen, req.N)
 	if err != nil {
-		return out, err
+		return out, waits(op, err)
 	}
 	prev, err := vaultdb.LatestPoint(ctx, r.st.Q(), m, "")
 	if err != nil && dr.CodeOf(err) != dr.CodeNoRecoveryPoint {
@@ -276,11 +303,13 @@ func continues(prev vaultdb.Point, have bool, c store.CutInfo) bool {
 // generation has been taken over at an earlier cut. The first one makes the
 // item protected.
 func (r *Replicas) list(ctx context.Context, item dr.ItemID, c store.CutInfo, announced bool) error {
-	return r.st.Tx(ctx, func(tx *sql.Tx) error {
+	var m dr.MachineID
+	err := r.st.Tx(ctx, func(tx *sql.Tx) error {
 		it, err := vaultdb.LockItem(ctx, tx, item)
 		if err != nil {
 			return err
 		}
+		m = it.Machine
 		gens, err := vaultdb.Generations(ctx, tx, it.Machine)
 		if err != nil {
 			return err
@@ -296,6 +325,9 @@ func (r *Replicas) list(ctx context.Context, item dr.ItemID, c store.CutInfo, an
 			return err
 		}
 		r.st.Changed(tx, "item", string(item))
+		if err := r.owe(ctx, tx, item, c.Gen, c.N); err != nil {
+			return err
+		}
 		if r.cfg.Listed != nil {
 			if err := r.cfg.Listed(ctx, tx, &it, c, announced); err != nil {
 				return err
@@ -307,6 +339,10 @@ func (r *Replicas) list(ctx context.Context, item dr.ItemID, c store.CutInfo, an
 		it.Protection = dr.Protected
 		return r.st.SaveItem(ctx, tx, it)
 	})
+	if err == nil && announced {
+		r.retainSoon(ctx, item, m)
+	}
+	return err
 }
 
 // pointOf is the catalogue's row of a cut.
@@ -396,7 +432,7 @@ func (r *Replicas) unlist(ctx context.Context, p vaultdb.Point, folded bool) err
 	_, err := r.cfg.Bucket.Head(ctx, cut.CutObject(p.Machine, p.Gen, p.N))
 	gone := folded || errors.Is(err, objstore.ErrNotExist)
 	if err != nil && !gone {
-		return dr.New(dr.KindUnavailable, dr.CodeStoreUnreachable, "vault.reconcile", "look for cut %s: %w", p.Name(), err)
+		return refused("vault.reconcile", cut.CutObject(p.Machine, p.Gen, p.N), err)
 	}
 	return r.st.Tx(ctx, func(tx *sql.Tx) error {
 		gens, err := vaultdb.Generations(ctx, tx, p.Machine)
@@ -443,7 +479,7 @@ func (r *Replicas) ReconcileAll(ctx context.Context) error {
 		r.full = r.st.Now()
 		r.mu.Unlock()
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, r.retainAll(ctx))...)
 }
 
 // OpenPoint gives the recovery agent that was told to serve a point what it
