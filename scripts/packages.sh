@@ -8,7 +8,7 @@ guest="qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libv
 checks="gcc libc6-dev nbdkit libnbd-bin postgresql chromium
   curl python3-winrm python3-ntlm-auth python3-impacket python3-libvhdi libvhdi-utils
   wine64 gcc-mingw-w64-x86-64 wixl msitools osslsigncode
-  tinyproxy-bin fdisk gzip xz-utils zstd lz4 lzop bzip2 xfsprogs ntfs-3g"
+  tinyproxy-bin fdisk gzip xz-utils zstd lz4 lzop bzip2 xfsprogs ntfs-3g libhivex-bin libwin-hivex-perl"
 peers="rsync borgbackup virtnbdbackup"
 # Node and npm may have come from elsewhere, and Debian's would not go beside them.
 if ! command -v node >/dev/null 2>&1 || ! command -v npm >/dev/null 2>&1; then
