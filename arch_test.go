@@ -19,7 +19,7 @@ var floors = map[string]int{
 	"cim": 0, "vhd": 0, "vhdx": 0, "mshrl": 0,
 	"job": 1, "agentapi": 1, "armwire": 1, "cut": 1, "hypervisor": 1, "retry": 1, "hvsim": 1, "vmm": 1, "azsim": 1, "pageblob": 1, "reach": 1,
 	"hypervisor/azure": 2,
-	"vaultdb": 2, "authn": 2, "store": 2, "capture": 2, "upload": 2, "armclient": 2, "keyfile": 2, "readiness": 2, "planner": 2,
+	"vaultdb":          2, "authn": 2, "store": 2, "capture": 2, "upload": 2, "armclient": 2, "keyfile": 2, "readiness": 2, "planner": 2,
 	"hydrate": 3, "compact": 3, "seed": 3, "guestcheck": 3,
 	"recovery": 4,
 	"vault":    5, "agent": 5, "winservice": 5,

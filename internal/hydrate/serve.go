@@ -34,9 +34,9 @@ type Status struct {
 	Point     string    `json:"point"`
 	Exports   []Export  `json:"exports"`
 	Started   time.Time `json:"started"`
-	Verified  bool      `json:"verified"`  // every byte of the point was verified
-	Gets      int64     `json:"gets"`      // reads of the store
-	BytesRead int64     `json:"bytesRead"` // from the store
+	Verified  bool      `json:"verified"`           // every byte of the point was verified
+	Gets      int64     `json:"gets"`               // reads of the store
+	BytesRead int64     `json:"bytesRead"`          // from the store
 	Repaired  []string  `json:"repaired,omitempty"` // what is served differs from the point in these
 	LastError string    `json:"lastError,omitempty"`
 	ErrorAt   time.Time `json:"errorAt,omitzero"`

@@ -47,7 +47,7 @@ func openAzure(ctx context.Context, file string, log *slog.Logger) (*Azure, erro
 func (a *Azure) Close() error { return errors.Join(a.Host.Close(), a.session.Close()) }
 
 // Warm is where the site keeps warm replicas; nil if its configuration names no
-// container. One that does not exist is made: what it holds can always be made again.
+// container. One that does not exist is made, if that is allowed: what it holds can always be made again.
 func (a *Azure) Warm(ctx context.Context) (*Warm, error) {
 	cfg := a.session.Config()
 	if cfg.StorageAccount == "" || cfg.Container == "" {
@@ -68,7 +68,8 @@ func (a *Azure) Warm(ctx context.Context) (*Warm, error) {
 		return nil, err
 	}
 	if _, err := c.Create(ctx, nil); err != nil && !bloberror.HasCode(err, bloberror.ContainerAlreadyExists) {
-		return nil, arm.Classify("azure.Warm", "container "+cfg.Container+" of storage account "+cfg.StorageAccount, err)
+		err = arm.Classify("azure.Warm", "container "+cfg.Container+" of storage account "+cfg.StorageAccount, err)
+		a.log.Warn("the container of warm replicas was not made; if it exists, that does not matter", "err", err, "hint", dr.HintOf(err))
 	}
 	r, err := warm.New(warm.Config{Container: cfg.Endpoints().Blob(cfg.StorageAccount) + "/" + cfg.Container, Access: access, Log: a.log})
 	if err != nil {
