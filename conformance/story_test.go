@@ -50,6 +50,7 @@ func TestStory(t *testing.T) {
 	s.prepare()
 	s.enable(vm)
 	point := s.points()
+	s.sizes()
 	s.drill(point)
 	s.failOver()
 }
@@ -248,4 +249,23 @@ func (s *story) failOver() {
 		s.t.Errorf("after commit: %s", val(com.Properties.ProtectionState))
 	}
 	s.say("committed: %s", val(com.Properties.ProtectionStateDescription))
+}
+
+// sizes lists what the recovery VM could be: sizes of a cloud, none at a site of hosts.
+func (s *story) sizes() {
+	sizes, _ := all(s.t, s.NewTargetComputeSizesClient().NewListByReplicationProtectedItemsPager(target.ResourceGroup, target.VaultName, s.fabric, s.container, s.item, nil),
+		func(p armsr.TargetComputeSizesClientListByReplicationProtectedItemsResponse) []*armsr.TargetComputeSize {
+			return p.Value
+		})
+	for _, z := range sizes {
+		p := z.Properties
+		if val(p.Name) == "" || val(p.CPUCoresCount) <= 0 || val(p.MemoryInGB) <= 0 || len(p.HyperVGenerations) == 0 {
+			s.t.Errorf("size %+v lacks something", *p)
+		}
+		why := "can be chosen"
+		if len(p.Errors) > 0 {
+			why = val(p.Errors[0].Message)
+		}
+		s.say("size %s, %d cores, %g GB: %s", val(p.Name), val(p.CPUCoresCount), val(p.MemoryInGB), why)
+	}
 }

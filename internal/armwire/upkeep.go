@@ -61,6 +61,7 @@ type Statistics struct {
 	NetworkFailures   int        `json:"networkFailures"`
 	Failures          int        `json:"failures"`
 	AppFailures       int        `json:"appConsistentFailures"`
+	Puts              int64      `json:"objectsCreated"` // which a store charges as writes
 }
 
 // Seed is a replica in the store that protection can begin with (GET …/holdfast/seeds).

@@ -120,7 +120,7 @@ func (f *fake) replicating() *fake {
 		}
 	}
 	*f.detailOf(db) = vault.Detail{ResyncCode: dr.CodeHostCrash, ResyncText: "the host crashed while the VM was running", NextResync: t.Add(4 * time.Hour), NewDisks: []string{"vdb"},
-		Statistics: vault.Statistics{Start: t.Add(-9 * time.Hour), Success: 107, Miss: 2, Bytes: 4 << 30, MaxBytes: 210 << 20, Latency: 107 * 6 * time.Second, MaxLatency: 48 * time.Second, NetworkFailures: 3}}
+		Statistics: vault.Statistics{Start: t.Add(-9 * time.Hour), Success: 107, Miss: 2, Bytes: 4 << 30, MaxBytes: 210 << 20, Latency: 107 * 6 * time.Second, MaxLatency: 48 * time.Second, NetworkFailures: 3, Puts: 214}}
 	*f.detailOf(mail) = vault.Detail{Anomaly: &vault.Anomaly{Since: f.points[mail][5].Name(), SinceTime: f.points[mail][5].Time, Good: f.points[mail][6].Name(), GoodTime: f.points[mail][6].Time,
 		Why: "11.2 GiB in 6 cycles can't be compressed (97 %); usually it is 4 % of 40 MiB", Raised: t.Add(-25 * time.Minute)}}
 	f.groups = []dr.ConsistencyGroup{{ID: "c0ffee00-group", Name: "web shop", Fabric: f.fabrics[0].ID, Items: []dr.ItemID{db, mail}}}

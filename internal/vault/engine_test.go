@@ -572,7 +572,7 @@ func TestStatistics(t *testing.T) {
 		s.status(agentapi.ItemStatus{Phase: "delta", Missed: 1, // the agent has restarted
 			Error: &agentapi.Error{Kind: "unavailable", Code: string(dr.CodeStoreUnreachable), Message: "x"}, Since: w.clock.now()})
 		st := s.detail().Statistics
-		if st.Success != base.Success+2 || st.Miss != 3 || st.NetworkFailures != 1 || st.Failures != 0 || st.Bytes <= base.Bytes || st.MaxBytes == 0 {
+		if st.Success != base.Success+2 || st.Miss != 3 || st.NetworkFailures != 1 || st.Failures != 0 || st.Bytes <= base.Bytes || st.MaxBytes == 0 || st.Puts != base.Puts+2 {
 			t.Errorf("statistics %+v, before %+v", st, base)
 		}
 		if got := must[vault.Interval](t)(v.MonitoringInterval(ctx)); got != iv {

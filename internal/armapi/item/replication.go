@@ -204,5 +204,5 @@ func listEvents(c *route.Call) (route.Reply, error) {
 
 func statistics(s vault.Statistics) armwire.Statistics {
 	return armwire.Statistics{Since: armwire.Time(s.Start), Success: s.Success, Missed: s.Miss, Bytes: s.Bytes, MaxBytes: s.MaxBytes, AverageBytes: s.AverageBytes(),
-		LatencySeconds: s.AverageLatency().Seconds(), MaxLatencySeconds: s.MaxLatency.Seconds(), NetworkFailures: s.NetworkFailures, Failures: s.Failures, AppFailures: s.AppConsistentFailures}
+		LatencySeconds: s.AverageLatency().Seconds(), MaxLatencySeconds: s.MaxLatency.Seconds(), NetworkFailures: s.NetworkFailures, Failures: s.Failures, AppFailures: s.AppConsistentFailures, Puts: s.Puts}
 }

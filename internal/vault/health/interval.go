@@ -75,6 +75,7 @@ type Statistics struct {
 	Miss     int   // cycles not sent within the copy frequency
 	Bytes    int64 // sent by them
 	MaxBytes int64 // of one cycle
+	Puts     int64 // objects that they created: what a store charges as writes
 
 	Latency    time.Duration // from cut to commit, all successful cycles together
 	MaxLatency time.Duration

@@ -30,17 +30,18 @@ type statisticsDoc struct {
 	NetworkFailures int       `json:"networkFailures,omitempty"`
 	Failures        int       `json:"failures,omitempty"`
 	AppFailures     int       `json:"appFailures,omitempty"`
+	Puts            int64     `json:"puts,omitempty"` // since 2026-11-23
 }
 
 func toStatisticsDoc(s health.Statistics) statisticsDoc {
 	return statisticsDoc{s.Start.UTC(), s.Success, s.Miss, s.Bytes, s.MaxBytes, s.Latency.Microseconds(), s.MaxLatency.Microseconds(),
-		s.NetworkFailures, s.Failures, s.AppConsistentFailures}
+		s.NetworkFailures, s.Failures, s.AppConsistentFailures, s.Puts}
 }
 
 func (d statisticsDoc) domain() health.Statistics {
 	return health.Statistics{Start: d.Start, Success: d.Success, Miss: d.Miss, Bytes: d.Bytes, MaxBytes: d.MaxBytes,
 		Latency: time.Duration(d.Latency) * time.Microsecond, MaxLatency: time.Duration(d.MaxLatency) * time.Microsecond,
-		NetworkFailures: d.NetworkFailures, Failures: d.Failures, AppConsistentFailures: d.AppFailures}
+		NetworkFailures: d.NetworkFailures, Failures: d.Failures, AppConsistentFailures: d.AppFailures, Puts: d.Puts}
 }
 
 // intervalDoc is the durable form of health.Interval, in minutes.
@@ -164,6 +165,7 @@ func (c *Control) countPoint(ctx context.Context, tx *sql.Tx, it *vaultdb.Item, 
 			latency = c.st.Now().Sub(cut.Commit.Time)
 		}
 		s.Sent(cut.Size+cut.Commit.Stats.StoredBytes, latency)
+		s.Puts += int64(1 + len(cut.Commit.Parts) + len(cut.Commit.Tiles))
 		if cut.Commit.Note != "" && cut.Commit.Consistency != dr.AppConsistent {
 			s.AppConsistentFailures++
 		}
