@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/chromedp"
+
 	"holdfast/internal/dr"
 )
 
@@ -50,5 +52,43 @@ func TestRecoveryInAzure(t *testing.T) {
 	r.do("POST", "/portal/items/"+id+"/settings", url.Values{"name": {"x"}})
 	if last := r.f.calls[len(r.f.calls)-1]; !strings.Contains(last, "RecoveryVMName:x") || !strings.Contains(last, "Size:Standard_D2s_v5") {
 		t.Errorf("then %s", last)
+	}
+}
+
+// TestAzureByKeyboard chooses a size and a warm replica in a browser, and takes the pictures.
+func TestAzureByKeyboard(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a browser")
+	}
+	const id = "77f0c3de-item-1"
+	f := busyDay(time.Now)
+	for i := range f.fabrics {
+		if f.fabrics[i].Name == "hamburg" {
+			f.fabrics[i].Type = dr.AzureSite
+		}
+	}
+	now := time.Now()
+	f.detailOf(id).Warm = &dr.WarmReplica{Gen: 1, N: 5, Time: now.Add(-40 * time.Minute), At: now}
+	b := openBrowser(t, f)
+	b.look(1280, "light")
+	b.signIn()
+	b.open("/portal/items/" + id)
+	b.says("Warm replica")
+	b.shot("azure-item")
+	b.open("/portal/items/" + id + "?ask=settings")
+	b.until("the dialog", "document.querySelector('#dlg-settings:modal') !== null")
+	if !b.eval("document.documentElement.scrollWidth <= innerWidth") {
+		t.Error("the page is wider than the window")
+	}
+	b.shot("azure-settings")
+	b.within(chromedp.Focus(chromedp.CSS("#dlg-settings select[name=size]")), chromedp.KeyEvent("Standard_D"))
+	b.within(chromedp.Focus(chromedp.CSS("#dlg-settings input[name=warm]")), chromedp.KeyEvent(" "))
+	b.leave("#dlg-settings button[type=submit]")
+	b.until("the page again", "document.querySelector('dialog[open]') === null")
+	f.mu.Lock()
+	last := strings.Join(f.calls, "\n")
+	f.mu.Unlock()
+	if !strings.Contains(last, "Size:Standard_D2s_v5") || !strings.Contains(last, "Warm:true") {
+		t.Errorf("calls: %s", last)
 	}
 }

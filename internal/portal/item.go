@@ -142,7 +142,7 @@ func changeSettings(ctx context.Context, v Vault, it dr.ProtectedItem, form func
 		if form("cloud") != "" { // the form had these fields
 			c := &s.Cloud
 			c.Size, c.DiskType, c.Zone, c.ResourceGroup = form("size"), form("diskType"), strings.TrimSpace(form("zone")), strings.TrimSpace(form("resourceGroup"))
-			c.PublicIP, c.Warm = form("publicIp") != "", form("warm") != ""
+			c.PublicIP, c.Warm, c.Repair = form("publicIp") != "", form("warm") != "", form("repair") != ""
 		}
 	}})
 }
