@@ -114,7 +114,7 @@ func TestHelpGolden(t *testing.T) {
 func TestCommandRules(t *testing.T) {
 	t.Parallel()
 	secret := regexp.MustCompile(`(?i)password|secret|token|credential`)
-	destructive := []string{"holdfast site delete", "holdfast provider remove", "holdfast policy delete", "holdfast item disable", "holdfast item failover", "holdfast item cancel", "holdfast item change-point", "holdfast store maintain", "holdfast network mapping delete", "holdfast agent cleanup"}
+	destructive := []string{"holdfast site delete", "holdfast provider remove", "holdfast policy delete", "holdfast item disable", "holdfast item failover", "holdfast item cancel", "holdfast item change-point", "holdfast store maintain", "holdfast network mapping delete", "holdfast agent cleanup", "holdfast azure cleanup"}
 	asks := map[string]bool{}
 	walk(newRoot(&console.Console{Now: time.Now}), func(c *cobra.Command) {
 		if c.Short == "" {
