@@ -101,6 +101,8 @@ func (p Pages) target(ctx context.Context, f dr.Fabric) (string, error) {
 			found = append(found, assess.DefaultTarget)
 		case all[i].Type == dr.KVMSite:
 			found = append(found, "kvm")
+		case all[i].Type == dr.AzureSite:
+			found = append(found, "azure")
 		default:
 			found = append(found, "hyperv")
 		}
