@@ -172,7 +172,7 @@ func (s *scene) run(id dr.JobID, err error) dr.Job {
 
 func (s *scene) until(what string, cond func() bool) {
 	s.t.Helper()
-	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if cond() {
 			return
 		}
