@@ -754,12 +754,29 @@ func (v recovery) resumeStep(ctx context.Context, s *job.StepContext) (job.Resul
 	}
 	g, err := v.Replicas.OpenGeneration(ctx, s, in.Item, it.SourceAgent, "resume")
 	if err != nil {
-		if job.ClassOf(err) == job.Transient && !errors.Is(err, sqldb.ErrInfrastructure) {
+		if notAsked(err) {
 			err = &job.Error{Class: job.Wait, Err: err}
 		}
 		return job.Result{}, err
 	}
 	return job.Done(work.StepOut{Gen: g.Gen}, nil), nil
+}
+
+// notAsked reports that something could not be asked or refused this vault, whatever
+// an operator has to do about it: it is asked again until it answers. The database's own failures are the engine's matter.
+func notAsked(err error) bool {
+	var known *job.Error
+	switch {
+	case errors.Is(err, sqldb.ErrInfrastructure):
+		return false
+	case errors.As(err, &known) && known.Class != "":
+		return known.Class == job.Transient
+	}
+	switch dr.KindOf(err) {
+	case dr.KindUnavailable, dr.KindExhausted, dr.KindConflict, dr.KindInternal:
+		return true
+	}
+	return false
 }
 
 // makeLocalStep frees the recovery VM from the store. It is tried until it is

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,7 +12,6 @@ import (
 	"holdfast/internal/agentapi"
 	"holdfast/internal/dr"
 	"holdfast/internal/job"
-	"holdfast/internal/sqldb"
 	"holdfast/internal/vault/replication"
 	"holdfast/internal/vault/shape"
 	"holdfast/internal/vault/site"
@@ -430,7 +428,7 @@ func (v protection) moveStep(ctx context.Context, s *job.StepContext) (job.Resul
 	}
 	g, err := v.Replicas.OpenGeneration(ctx, s, in.Item, in.Agent, "take over")
 	if err != nil {
-		if job.ClassOf(err) == job.Transient && !errors.Is(err, sqldb.ErrInfrastructure) {
+		if notAsked(err) {
 			err = &job.Error{Class: job.Wait, Err: err} // nothing else would let replication go on
 		}
 		return job.Result{}, err
