@@ -40,6 +40,8 @@ func newRig(t *testing.T, f *fake) *rig {
 		if t.Failed() && r.log.Len() > 0 {
 			t.Logf("log: %s", r.log)
 		}
+		// Package testing keeps this function, and so r, until all parallel tests have ended.
+		r.h, r.f = nil, nil
 	})
 	h, err := New(Config{Vault: f, Now: f.now, Log: slog.New(slog.NewTextHandler(r.log, nil))})
 	if err != nil {
