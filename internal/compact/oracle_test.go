@@ -110,7 +110,7 @@ func TestRetainedPointsNeverChange(t *testing.T) {
 	t.Parallel()
 	seeds := uint64(8)
 	if testing.Short() {
-		seeds = 2
+		seeds = 1
 	}
 	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
