@@ -376,7 +376,7 @@ func (d *demo) oneMoreCycle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return d.until(ctx, time.Minute, "the next recovery point", func() (bool, error) {
+	return d.until(ctx, 3*time.Minute, "the next recovery point", func() (bool, error) {
 		now, err := d.api.Items().Points(ctx, d.item)
 		return err == nil && len(now) > 0 && now[0].Name != before[0].Name, err
 	})
