@@ -774,7 +774,9 @@ func (a *agent) writeCut(machine string, c dr.Consistency) (res agentapi.PointRe
 	ch.prev = cut.Ref{Gen: dr.Generation(ch.gen), N: ch.n, Hash: sealed.ChainHash}
 	res = agentapi.PointResult{Generation: ch.gen, N: ch.n, Hash: sealed.ChainHash.String(), Time: now}
 	ch.n++
+	a.mu.Lock() // replicate looks at it
 	ch.begun = true
+	a.mu.Unlock()
 	return res, nil
 }
 
