@@ -14,7 +14,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 
 	"holdfast/internal/objstore"
-	"holdfast/internal/objstore/azure/attempt"
+	"holdfast/internal/objstore/attempt"
 	"holdfast/internal/objstore/azure/refusal"
 )
 

@@ -2,6 +2,7 @@ package azure
 
 import (
 	"context"
+	"crypto/md5"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -16,7 +17,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 
 	"holdfast/internal/objstore"
-	"holdfast/internal/objstore/azure/attempt"
+	"holdfast/internal/objstore/attempt"
 	"holdfast/internal/objstore/azure/refusal"
 )
 
@@ -50,16 +51,17 @@ func (b *Bucket) PutNew(ctx context.Context, key string, r io.Reader, size int64
 	if err != nil {
 		return err
 	}
-	src, err := attempt.Prepare(ctx, r, size, sum)
+	check := md5.New() // what Azure checks a body by
+	src, err := attempt.Prepare(ctx, r, size, sum, check)
 	if err != nil {
 		return fail(nil, err)
 	}
 	defer src.Close()
-	return b.put(ctx, cl, key, src)
+	return b.put(ctx, cl, key, src, check.Sum(nil))
 }
 
 // put makes the attempts and settles what a lost answer left open.
-func (b *Bucket) put(ctx context.Context, cl *client, key string, src *attempt.Source) error {
+func (b *Bucket) put(ctx context.Context, cl *client, key string, src *attempt.Source, check []byte) error {
 	var id [16]byte
 	if _, err := rand.Read(id[:]); err != nil {
 		return err
@@ -71,7 +73,7 @@ func (b *Bucket) put(ctx context.Context, cl *client, key string, src *attempt.S
 	}
 	lost := false // an earlier attempt may have created the object
 	return b.do(ctx, "put", key, func() *failure {
-		f := b.putOnce(ctx, cl, key, src, name, until)
+		f := b.putOnce(ctx, cl, key, src, check, name, until)
 		if f != nil && f.kind == objstore.ErrExists && lost {
 			f = b.settle(ctx, key, src, name)
 		}
@@ -87,12 +89,12 @@ func (b *Bucket) put(ctx context.Context, cl *client, key string, src *attempt.S
 	})
 }
 
-func (b *Bucket) putOnce(ctx context.Context, cl *client, key string, src *attempt.Source, name string, until time.Time) *failure {
+func (b *Bucket) putOnce(ctx context.Context, cl *client, key string, src *attempt.Source, check []byte, name string, until time.Time) *failure {
 	limit := 4*b.c.StallTimeout + time.Duration(src.Size/minRate)*time.Second
 	w := attempt.NewWatch(ctx, b.c.StallTimeout, limit)
 	defer w.Stop()
 	body := attempt.Send(src, w)
-	o := createOnly(src.MD5[:])
+	o := createOnly(check)
 	o.Metadata = map[string]*string{metaPut: &name}
 	if !until.IsZero() {
 		mode := policyMode(b.c.RetainMode)

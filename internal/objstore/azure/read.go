@@ -16,7 +16,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 
 	"holdfast/internal/objstore"
-	"holdfast/internal/objstore/azure/attempt"
+	"holdfast/internal/objstore/attempt"
 )
 
 // Head describes an object; see objstore.Reader. SHA256 stays zero, because

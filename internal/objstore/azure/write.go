@@ -13,7 +13,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 
 	"holdfast/internal/objstore"
-	"holdfast/internal/objstore/azure/attempt"
+	"holdfast/internal/objstore/attempt"
 )
 
 // probeCreateOnly is the object with which the package tries what the store

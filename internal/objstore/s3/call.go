@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +16,7 @@ import (
 	"github.com/aws/smithy-go"
 
 	"holdfast/internal/objstore"
+	"holdfast/internal/objstore/attempt"
 )
 
 // S3's error codes that mean something here. The list is that of the API
@@ -53,12 +52,12 @@ func again(err error) *failure {
 
 // do makes attempts until one succeeds, fails for good, the attempts are used up,
 // or the context ends.
-func (b *Bucket) do(ctx context.Context, op, key string, attempt func() *failure) error {
+func (b *Bucket) do(ctx context.Context, op, key string, try func() *failure) error {
 	fail := func(kind, err error) error {
 		return &objstore.Error{Op: op, Key: key, Kind: kind, Err: err}
 	}
 	for n := 1; ; n++ {
-		f := attempt()
+		f := try()
 		if f == nil {
 			return nil
 		}
@@ -98,13 +97,13 @@ func (b *Bucket) wait(ctx context.Context, n int, after time.Duration) error {
 }
 
 // judge turns what the SDK returned into a failure; nil stays nil.
-func (b *Bucket) judge(w *watch, err error) *failure {
+func (b *Bucket) judge(w *attempt.Watch, err error) *failure {
 	if err == nil {
 		return nil
 	}
 	var answer *awshttp.ResponseError
-	if !errors.As(err, &answer) || answer.Response == nil || context.Cause(w.ctx) != nil {
-		f := again(w.explain(err))
+	if !errors.As(err, &answer) || answer.Response == nil || context.Cause(w.Ctx) != nil {
+		f := again(w.Explain(err))
 		var op *net.OpError
 		f.lost = !errors.As(err, &op) || op.Op != "dial"
 		return f
@@ -225,70 +224,4 @@ func retryAfter(h http.Header) time.Duration {
 		return 0
 	}
 	return time.Duration(min(s, math.MaxInt32)) * time.Second
-}
-
-// watch ends an attempt in which nothing moves for the stall time, or which
-// takes longer than its limit in all.
-type watch struct {
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	quiet  *time.Timer
-	whole  *time.Timer
-	stall  time.Duration
-}
-
-// newWatch starts the clocks. limit 0 means four times the stall time, which is
-// what a request without a body of size may take; below 0 there is none.
-func newWatch(ctx context.Context, stall, limit time.Duration) *watch {
-	w := &watch{stall: stall}
-	w.ctx, w.cancel = context.WithCancelCause(ctx)
-	w.quiet = time.AfterFunc(stall, func() { w.cancel(&timeoutError{"no byte moved", stall}) })
-	if limit == 0 {
-		limit = 4 * stall
-	}
-	if limit > 0 {
-		w.whole = time.AfterFunc(limit, func() { w.cancel(&timeoutError{"the request was not done", limit}) })
-	}
-	return w
-}
-
-type timeoutError struct {
-	what  string
-	after time.Duration
-}
-
-func (e *timeoutError) Error() string { return fmt.Sprintf("%s for %v", e.what, e.after) }
-
-func (w *watch) moved() { w.quiet.Reset(w.stall) }
-
-// sent gives the store, and what is buffered on the way to it, more time for
-// the answer to a body.
-func (w *watch) sent() { w.quiet.Reset(4 * w.stall) }
-
-// pause stops the clock while it is the caller who takes his time.
-func (w *watch) pause() { w.quiet.Stop() }
-
-func (w *watch) stop() {
-	w.quiet.Stop()
-	if w.whole != nil {
-		w.whole.Stop()
-	}
-	w.cancel(nil)
-}
-
-// explain returns what to say about an error without an answer: the timeout if
-// that was the reason, and never a URL, which net/http puts into its errors.
-func (w *watch) explain(err error) error {
-	var late *timeoutError
-	if errors.As(context.Cause(w.ctx), &late) {
-		return late
-	}
-	var u *url.Error
-	if errors.As(err, &u) {
-		err = u.Err
-	}
-	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF // io.EOF would look like a proper end
-	}
-	return err
 }

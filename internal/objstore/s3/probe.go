@@ -17,6 +17,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"holdfast/internal/objstore"
+	"holdfast/internal/objstore/attempt"
 )
 
 // The objects with which the package tries what a store does. The first stays,
@@ -74,9 +75,9 @@ func (b *Bucket) ready(ctx context.Context, op, key string) error {
 func (b *Bucket) probeOnce(ctx context.Context, cl *sdk.Client) (refused bool, f *failure) {
 	text := "Holdfast creates this object to see whether the store honours If-None-Match. It may be deleted.\n"
 	sum := sha256.Sum256([]byte(text))
-	w := newWatch(ctx, b.c.StallTimeout, 0)
-	defer w.stop()
-	out, err := cl.PutObject(w.ctx, &sdk.PutObjectInput{
+	w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+	defer w.Stop()
+	out, err := cl.PutObject(w.Ctx, &sdk.PutObjectInput{
 		Bucket: &b.c.Bucket, Key: b.at(probeCreateOnly), Body: strings.NewReader(text), ContentLength: aws.Int64(int64(len(text))),
 		IfNoneMatch: aws.String("*"), ChecksumSHA256: aws.String(base64.StdEncoding.EncodeToString(sum[:])),
 	}, signedPayload(sum))
@@ -97,9 +98,9 @@ func (b *Bucket) probeOnce(ctx context.Context, cl *sdk.Client) (refused bool, f
 // probeLock sees whether the bucket can retain objects at all: some stores
 // accept the headers and do nothing.
 func (b *Bucket) probeLock(ctx context.Context, cl *sdk.Client) *failure {
-	w := newWatch(ctx, b.c.StallTimeout, 0)
-	defer w.stop()
-	out, err := cl.GetObjectLockConfiguration(w.ctx, &sdk.GetObjectLockConfigurationInput{Bucket: &b.c.Bucket})
+	w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+	defer w.Stop()
+	out, err := cl.GetObjectLockConfiguration(w.Ctx, &sdk.GetObjectLockConfigurationInput{Bucket: &b.c.Bucket})
 	f := b.judge(w, err)
 	switch {
 	case f == nil && out.ObjectLockConfiguration != nil && out.ObjectLockConfiguration.ObjectLockEnabled == types.ObjectLockEnabledEnabled:
@@ -177,9 +178,9 @@ func (b *Bucket) probeSigned(ctx context.Context, cl *sdk.Client) *failure {
 	if err != nil {
 		return fatal(objstore.ErrUnavailable, err)
 	}
-	w := newWatch(ctx, b.c.StallTimeout, 0)
-	defer w.stop()
-	req, err := http.NewRequestWithContext(w.ctx, http.MethodPut, signed.URL, strings.NewReader(sent))
+	w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+	defer w.Stop()
+	req, err := http.NewRequestWithContext(w.Ctx, http.MethodPut, signed.URL, strings.NewReader(sent))
 	if err != nil {
 		return fatal(objstore.ErrUnavailable, errors.New("the signed URL cannot be read"))
 	}
@@ -190,7 +191,7 @@ func (b *Bucket) probeSigned(ctx context.Context, cl *sdk.Client) *failure {
 	}
 	resp, err := b.http.Do(req)
 	if err != nil {
-		return again(w.explain(err))
+		return again(w.Explain(err))
 	}
 	defer resp.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, 16<<10))
@@ -241,11 +242,11 @@ func (b *Bucket) sign(ctx context.Context, cl *sdk.Client, key string, size int6
 			s.DisableURIPathEscaping = true // S3 signs the path as it is sent
 		})
 	})
-	w := newWatch(ctx, b.c.StallTimeout, 0) // credentials may have to be renewed
-	defer w.stop()
-	req, err := presigner.PresignPutObject(w.ctx, in)
+	w := attempt.NewWatch(ctx, b.c.StallTimeout, 0) // credentials may have to be renewed
+	defer w.Stop()
+	req, err := presigner.PresignPutObject(w.Ctx, in)
 	if err != nil {
-		return objstore.SignedURL{}, fmt.Errorf("sign: %w", w.explain(err))
+		return objstore.SignedURL{}, fmt.Errorf("sign: %w", w.Explain(err))
 	}
 	signed := objstore.SignedURL{URL: req.URL, Headers: make(map[string]string)}
 	for name, values := range req.SignedHeader {

@@ -1,18 +1,14 @@
 package s3
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -22,14 +18,11 @@ import (
 	"github.com/aws/smithy-go/middleware"
 
 	"holdfast/internal/objstore"
+	"holdfast/internal/objstore/attempt"
 )
 
 const (
 	metaPut = "holdfast-put" // metadata: which call created the object
-
-	// maxInMemory is how much of a body that cannot be read twice is kept in
-	// memory; more goes to a temporary file.
-	maxInMemory = 16 << 20
 
 	// minRate is the slowest upload that is waited for, in bytes a second.
 	minRate = 16 << 10
@@ -56,16 +49,16 @@ func (b *Bucket) PutNew(ctx context.Context, key string, r io.Reader, size int64
 	if err != nil {
 		return err
 	}
-	src, err := prepare(ctx, r, size, sum)
+	src, err := attempt.Prepare(ctx, r, size, sum)
 	if err != nil {
 		return fail(nil, err)
 	}
-	defer src.close()
+	defer src.Close()
 	return b.put(ctx, cl, key, src)
 }
 
 // put makes the attempts and settles what a lost answer left open.
-func (b *Bucket) put(ctx context.Context, cl *sdk.Client, key string, src *source) error {
+func (b *Bucket) put(ctx context.Context, cl *sdk.Client, key string, src *attempt.Source) error {
 	var id [16]byte
 	if _, err := rand.Read(id[:]); err != nil {
 		return err
@@ -96,26 +89,26 @@ func (b *Bucket) put(ctx context.Context, cl *sdk.Client, key string, src *sourc
 	})
 }
 
-func (b *Bucket) putOnce(ctx context.Context, cl *sdk.Client, key string, src *source, name string, until time.Time) *failure {
-	limit := 4*b.c.StallTimeout + time.Duration(src.size/minRate)*time.Second
-	w := newWatch(ctx, b.c.StallTimeout, limit)
-	defer w.stop()
-	body := &sendBody{src: src, watch: w}
+func (b *Bucket) putOnce(ctx context.Context, cl *sdk.Client, key string, src *attempt.Source, name string, until time.Time) *failure {
+	limit := 4*b.c.StallTimeout + time.Duration(src.Size/minRate)*time.Second
+	w := attempt.NewWatch(ctx, b.c.StallTimeout, limit)
+	defer w.Stop()
+	body := attempt.Send(src, w)
 	in := &sdk.PutObjectInput{
 		Bucket:         &b.c.Bucket,
 		Key:            b.at(key),
 		Body:           body,
-		ContentLength:  &src.size,
+		ContentLength:  &src.Size,
 		IfNoneMatch:    aws.String("*"),
-		ChecksumSHA256: aws.String(base64.StdEncoding.EncodeToString(src.sum[:])),
+		ChecksumSHA256: aws.String(base64.StdEncoding.EncodeToString(src.SHA256[:])),
 		Metadata:       map[string]string{metaPut: name},
 	}
 	if !until.IsZero() {
 		in.ObjectLockMode = types.ObjectLockMode(b.c.RetainMode)
 		in.ObjectLockRetainUntilDate = &until
 	}
-	out, err := cl.PutObject(w.ctx, in, signedPayload(src.sum))
-	if srcErr := body.finish(); srcErr != nil {
+	out, err := cl.PutObject(w.Ctx, in, signedPayload(src.SHA256))
+	if srcErr := body.Finish(); srcErr != nil {
 		return fatal(nil, fmt.Errorf("read body: %w", srcErr))
 	}
 	if f := b.judge(w, err); f != nil {
@@ -141,7 +134,7 @@ func signedPayload(sum [32]byte) func(*sdk.Options) {
 
 // settle finds out whose object it is that made an attempt meet 412 after the
 // answer to an earlier one was lost.
-func (b *Bucket) settle(ctx context.Context, key string, src *source, name string) *failure {
+func (b *Bucket) settle(ctx context.Context, key string, src *attempt.Source, name string) *failure {
 	out, f := b.headOnce(ctx, key)
 	if f != nil {
 		if f.kind == objstore.ErrNotExist {
@@ -160,169 +153,17 @@ func (b *Bucket) settle(ctx context.Context, key string, src *source, name strin
 	}
 	// The store keeps no metadata, or the object came by a signed URL: then it
 	// is this one if it has this content, which is all that anybody can see.
-	if aws.ToInt64(out.ContentLength) != src.size {
+	if aws.ToInt64(out.ContentLength) != src.Size {
 		return fatal(objstore.ErrExists, nil)
 	}
 	info, err := objstore.Digest(ctx, b, key)
 	if err != nil {
 		return again(fmt.Errorf("compare the object with the body: %w", err))
 	}
-	if info.SHA256 != src.sum || info.Size != src.size {
+	if info.SHA256 != src.SHA256 || info.Size != src.Size {
 		return fatal(objstore.ErrExists, nil)
 	}
 	return nil
-}
-
-// source is a body that can be read as often as needed, and its digest.
-type source struct {
-	r     io.ReadSeeker
-	start int64
-	size  int64
-	sum   [32]byte
-	close func()
-}
-
-// prepare reads the body once, checks it against what was announced, and
-// makes it repeatable.
-func prepare(ctx context.Context, r io.Reader, size int64, sum *[32]byte) (_ *source, err error) {
-	s := &source{size: size, close: func() {}}
-	defer func() {
-		if err != nil {
-			s.close()
-		}
-	}()
-	h := sha256.New()
-	var keep io.Writer = io.Discard
-	var memory *bytes.Buffer
-	if seeker, ok := r.(io.ReadSeeker); ok {
-		// A pipe has the method too; then it fails.
-		if start, err := seeker.Seek(0, io.SeekCurrent); err == nil {
-			s.r, s.start = seeker, start
-		}
-	}
-	switch {
-	case s.r != nil:
-	case size <= maxInMemory:
-		memory = new(bytes.Buffer)
-		keep = memory
-	default:
-		f, err := os.CreateTemp("", "holdfast-put-*")
-		if err != nil {
-			return nil, fmt.Errorf("keep the body for repetition: %w", err)
-		}
-		s.r, keep = f, f
-		_ = os.Remove(f.Name()) // where open files can be removed, a crash leaves nothing
-		s.close = func() {
-			_ = f.Close()
-			_ = os.Remove(f.Name())
-		}
-	}
-	n, err := io.Copy(io.MultiWriter(h, keep), io.LimitReader(ctxReader{ctx, r}, size))
-	if err != nil {
-		return nil, fmt.Errorf("read body: %w", err)
-	}
-	if n < size {
-		return nil, fmt.Errorf("%w: body has %d bytes, announced were %d", objstore.ErrMismatch, n, size)
-	}
-	if extra, err := io.CopyN(io.Discard, ctxReader{ctx, r}, 1); extra > 0 {
-		return nil, fmt.Errorf("%w: body has more than the announced %d bytes", objstore.ErrMismatch, size)
-	} else if !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("read body: %w", err)
-	}
-	h.Sum(s.sum[:0])
-	if sum != nil && *sum != s.sum {
-		return nil, fmt.Errorf("%w: body has SHA-256 %x, announced was %x", objstore.ErrMismatch, s.sum, *sum)
-	}
-	if memory != nil {
-		s.r = bytes.NewReader(memory.Bytes())
-	}
-	return s, nil
-}
-
-// ctxReader stops a body when its context ends.
-type ctxReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c ctxReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
-}
-
-// sendBody is the body of one attempt. The transport reads it on a goroutine of
-// its own, which may live on after the attempt; finish makes sure that the
-// source is not touched any more.
-type sendBody struct {
-	src   *source
-	watch *watch
-
-	mu   sync.Mutex
-	pos  int64
-	err  error // failure of the source itself
-	over bool
-}
-
-var errAttemptOver = errors.New("the attempt is over")
-
-func (s *sendBody) Read(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.over:
-		return 0, errAttemptOver
-	case s.pos == s.src.size:
-		return 0, io.EOF
-	}
-	n, err := s.src.r.Read(p[:min(int64(len(p)), s.src.size-s.pos)])
-	s.pos += int64(n)
-	s.watch.moved()
-	if errors.Is(err, io.EOF) && s.pos < s.src.size {
-		err = fmt.Errorf("%w: the body became %d bytes shorter", objstore.ErrMismatch, s.src.size-s.pos)
-	}
-	if err != nil && !errors.Is(err, io.EOF) {
-		s.err = err
-		return n, err
-	}
-	if s.pos == s.src.size {
-		// What remains is buffered on the way, and the store has to commit.
-		s.watch.sent()
-	}
-	return n, nil
-}
-
-// Seek serves the SDK, which asks for the size and goes to the start.
-func (s *sendBody) Seek(offset int64, whence int) (int64, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.over {
-		return 0, errAttemptOver
-	}
-	switch whence {
-	case io.SeekCurrent:
-		offset += s.pos
-	case io.SeekEnd:
-		offset += s.src.size
-	}
-	if offset < 0 || offset > s.src.size {
-		return 0, fmt.Errorf("seek to %d of %d", offset, s.src.size)
-	}
-	if _, err := s.src.r.Seek(s.src.start+offset, io.SeekStart); err != nil {
-		s.err = err
-		return 0, err
-	}
-	s.pos = offset
-	return offset, nil
-}
-
-// finish ends the use of the source and returns how it failed, if it did.
-func (s *sendBody) finish() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.over = true
-	return s.err
 }
 
 // ceilSecond rounds up to S3's resolution, so that a retention is never

@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"holdfast/internal/objstore"
+	"holdfast/internal/objstore/attempt"
 )
 
 // Head describes an object; see objstore.Reader. SHA256 is what the store
@@ -55,9 +56,9 @@ func (b *Bucket) headOnce(ctx context.Context, key string) (*sdk.HeadObjectOutpu
 	if err != nil {
 		return nil, fatal(objstore.ErrUnavailable, err)
 	}
-	w := newWatch(ctx, b.c.StallTimeout, 0)
-	defer w.stop()
-	out, err := cl.HeadObject(w.ctx, &sdk.HeadObjectInput{
+	w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+	defer w.Stop()
+	out, err := cl.HeadObject(w.Ctx, &sdk.HeadObjectInput{
 		Bucket: &b.c.Bucket, Key: b.at(key), ChecksumMode: types.ChecksumModeEnabled,
 	})
 	if f := b.judge(w, err); f != nil {
@@ -79,9 +80,9 @@ func (b *Bucket) headOnce(ctx context.Context, key string) (*sdk.HeadObjectOutpu
 // has no body and so no code: a bucket that is missing, or a proxy that does
 // not know the host, says 404 too, and credentials that have expired say 400.
 func (b *Bucket) askAgain(ctx context.Context, cl *sdk.Client, key string, refused *failure) *failure {
-	w := newWatch(ctx, b.c.StallTimeout, 0)
-	defer w.stop()
-	out, err := cl.GetObject(w.ctx, &sdk.GetObjectInput{Bucket: &b.c.Bucket, Key: b.at(key), Range: aws.String("bytes=0-0")})
+	w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+	defer w.Stop()
+	out, err := cl.GetObject(w.Ctx, &sdk.GetObjectInput{Bucket: &b.c.Bucket, Key: b.at(key), Range: aws.String("bytes=0-0")})
 	f := b.judge(w, err)
 	switch {
 	case f == nil:
@@ -138,7 +139,7 @@ type body struct {
 	nothing  bool   // there are no bytes in the range
 
 	current io.ReadCloser
-	watch   *watch
+	watch   *attempt.Watch
 	broken  int // attempts since the last progress
 	closed  bool
 }
@@ -160,10 +161,10 @@ func (r *body) open() *failure {
 	if r.etag != "" {
 		in.IfMatch = &r.etag // the rest of the same object, or nothing
 	}
-	w := newWatch(r.ctx, r.b.c.StallTimeout, -1) // the caller may read slowly
-	out, err := r.cl.GetObject(w.ctx, in)
+	w := attempt.NewWatch(r.ctx, r.b.c.StallTimeout, -1) // the caller may read slowly
+	out, err := r.cl.GetObject(w.Ctx, in)
 	if f := r.b.judge(w, err); f != nil {
-		w.stop()
+		w.Stop()
 		switch {
 		case f.status == http.StatusRequestedRangeNotSatisfiable && r.etag == "":
 			r.nothing = true
@@ -175,7 +176,7 @@ func (r *body) open() *failure {
 		}
 		return f
 	}
-	w.pause()
+	w.Pause()
 	first, end := int64(0), aws.ToInt64(out.ContentLength)
 	if out.ContentRange != nil {
 		var last, size int64
@@ -188,7 +189,7 @@ func (r *body) open() *failure {
 	}
 	if aws.ToString(out.ETag) == "" || out.ContentLength == nil || first != r.off || ranged != (out.ContentRange != nil) || r.etag != "" && end != r.end {
 		_ = out.Body.Close()
-		w.stop()
+		w.Stop()
 		return odd("another range was answered than asked for")
 	}
 	r.etag, r.end, r.current, r.watch = *out.ETag, end, out.Body, w
@@ -230,15 +231,15 @@ func (r *body) Read(p []byte) (int, error) {
 				return 0, err
 			}
 		}
-		r.watch.moved()
+		r.watch.Moved()
 		n, err := r.current.Read(p[:min(int64(len(p)), r.end-r.off)])
-		r.watch.pause()
+		r.watch.Pause()
 		r.off += int64(n)
 		if n > 0 {
 			r.broken = 0
 			if r.off == r.end && err == nil {
 				// The transport reuses the connection only after its EOF.
-				r.watch.moved()
+				r.watch.Moved()
 				_, _ = io.CopyN(io.Discard, r.current, 1)
 			}
 			if r.off == r.end || err != nil {
@@ -249,7 +250,7 @@ func (r *body) Read(p []byte) (int, error) {
 		if err == nil {
 			continue
 		}
-		err = r.watch.explain(err)
+		err = r.watch.Explain(err)
 		r.drop()
 		if r.ctx.Err() != nil {
 			continue
@@ -266,7 +267,7 @@ func (r *body) Read(p []byte) (int, error) {
 func (r *body) drop() {
 	if r.current != nil {
 		_ = r.current.Close()
-		r.watch.stop()
+		r.watch.Stop()
 		r.current = nil
 	}
 }
@@ -321,9 +322,9 @@ func (b *Bucket) ListAfter(ctx context.Context, prefix, after string, fn func(ob
 		var page []objstore.Info
 		var next *string
 		err := b.do(ctx, "list", prefix, func() *failure {
-			w := newWatch(ctx, b.c.StallTimeout, 0)
-			defer w.stop()
-			out, err := cl.ListObjectsV2(w.ctx, in)
+			w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+			defer w.Stop()
+			out, err := cl.ListObjectsV2(w.Ctx, in)
 			if f := b.judge(w, err); f != nil {
 				return f
 			}

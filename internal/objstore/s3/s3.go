@@ -50,6 +50,7 @@ import (
 	"github.com/aws/smithy-go/logging"
 
 	"holdfast/internal/objstore"
+	"holdfast/internal/objstore/attempt"
 )
 
 // MaxObject is the greatest size of an object in bytes: what S3 takes in one
@@ -124,9 +125,9 @@ func (b *Bucket) Open(ctx context.Context) error {
 		return b.openError(ctx, "open", b.c.String(), err)
 	}
 	return b.do(ctx, "open", b.c.String(), func() *failure {
-		w := newWatch(ctx, b.c.StallTimeout, 0)
-		defer w.stop()
-		out, err := cl.ListObjectsV2(w.ctx, &sdk.ListObjectsV2Input{Bucket: &b.c.Bucket, Prefix: &b.prefix, MaxKeys: aws.Int32(1)})
+		w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+		defer w.Stop()
+		out, err := cl.ListObjectsV2(w.Ctx, &sdk.ListObjectsV2Input{Bucket: &b.c.Bucket, Prefix: &b.prefix, MaxKeys: aws.Int32(1)})
 		if f := b.judge(w, err); f != nil {
 			return f
 		}
@@ -213,16 +214,16 @@ func (b *Bucket) sdkLocked(ctx context.Context) (*sdk.Client, error) {
 // discover reads what the environment, the shared configuration files or the
 // machine's role say.
 func (b *Bucket) discover(ctx context.Context) (aws.Config, error) {
-	w := newWatch(ctx, b.c.StallTimeout, 0)
-	defer w.stop()
-	cfg, err := config.LoadDefaultConfig(w.ctx, config.WithLogger(logging.Nop{}))
+	w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+	defer w.Stop()
+	cfg, err := config.LoadDefaultConfig(w.Ctx, config.WithLogger(logging.Nop{}))
 	if err != nil {
-		return aws.Config{}, fmt.Errorf("read the AWS configuration of this machine: %w", w.explain(err))
+		return aws.Config{}, fmt.Errorf("read the AWS configuration of this machine: %w", w.Explain(err))
 	}
 	// Asked now, so that missing credentials are told as that, and not as a
 	// store that cannot be reached.
-	if _, err := cfg.Credentials.Retrieve(w.ctx); err != nil {
-		return aws.Config{}, fmt.Errorf("no usable credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use the shared configuration files or a role: %w", w.explain(err))
+	if _, err := cfg.Credentials.Retrieve(w.Ctx); err != nil {
+		return aws.Config{}, fmt.Errorf("no usable credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use the shared configuration files or a role: %w", w.Explain(err))
 	}
 	return cfg, nil
 }

@@ -14,6 +14,7 @@ import (
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"holdfast/internal/objstore"
+	"holdfast/internal/objstore/attempt"
 )
 
 // Delete removes an object; see objstore.Bucket, and the package comment on
@@ -55,9 +56,9 @@ func (b *Bucket) Delete(ctx context.Context, key string) error {
 }
 
 func (b *Bucket) deleteOnce(ctx context.Context, cl *sdk.Client, key string) *failure {
-	w := newWatch(ctx, b.c.StallTimeout, 0)
-	defer w.stop()
-	out, err := cl.DeleteObject(w.ctx, &sdk.DeleteObjectInput{Bucket: &b.c.Bucket, Key: b.at(key)})
+	w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+	defer w.Stop()
+	out, err := cl.DeleteObject(w.Ctx, &sdk.DeleteObjectInput{Bucket: &b.c.Bucket, Key: b.at(key)})
 	if f := b.judge(w, err); f != nil {
 		return f
 	}
@@ -114,9 +115,9 @@ func (b *Bucket) Retain(ctx context.Context, key string, until time.Time) error 
 			}
 			target = has
 		}
-		w := newWatch(ctx, b.c.StallTimeout, 0)
-		defer w.stop()
-		_, err := cl.PutObjectRetention(w.ctx, &sdk.PutObjectRetentionInput{
+		w := attempt.NewWatch(ctx, b.c.StallTimeout, 0)
+		defer w.Stop()
+		_, err := cl.PutObjectRetention(w.Ctx, &sdk.PutObjectRetentionInput{
 			Bucket: &b.c.Bucket, Key: b.at(key), ChecksumAlgorithm: types.ChecksumAlgorithmSha256,
 			Retention: &types.ObjectLockRetention{Mode: types.ObjectLockRetentionMode(mode), RetainUntilDate: &target},
 		})

@@ -3,7 +3,6 @@ package attempt
 import (
 	"bytes"
 	"context"
-	"crypto/md5"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -14,8 +13,7 @@ import (
 	"holdfast/internal/objstore"
 )
 
-// Source is a body that can be read as often as needed, and its digests. The
-// MD5 only guards the transfer; what an object is, its SHA-256 says.
+// Source is a body that can be read as often as needed, and its SHA-256.
 type Source struct {
 	r     io.ReadSeeker
 	start int64
@@ -23,7 +21,6 @@ type Source struct {
 
 	Size   int64
 	SHA256 [32]byte
-	MD5    [md5.Size]byte
 }
 
 // maxInMemory is how much of a body that cannot be read twice is kept in memory;
@@ -34,15 +31,16 @@ const maxInMemory = 16 << 20
 func (s *Source) Close() { s.close() }
 
 // Prepare reads the body once, checks it against what was announced, and
-// makes it repeatable.
-func Prepare(ctx context.Context, r io.Reader, size int64, sum *[32]byte) (_ *Source, err error) {
+// makes it repeatable. What it reads goes to also, too:
+// for the digests that one store's protocol asks for.
+func Prepare(ctx context.Context, r io.Reader, size int64, sum *[32]byte, also ...io.Writer) (_ *Source, err error) {
 	s := &Source{Size: size, close: func() {}}
 	defer func() {
 		if err != nil {
 			s.close()
 		}
 	}()
-	h, transfer := sha256.New(), md5.New()
+	h := sha256.New()
 	var keep io.Writer = io.Discard
 	var memory *bytes.Buffer
 	if seeker, ok := r.(io.ReadSeeker); ok {
@@ -68,7 +66,7 @@ func Prepare(ctx context.Context, r io.Reader, size int64, sum *[32]byte) (_ *So
 			_ = os.Remove(f.Name())
 		}
 	}
-	n, err := io.Copy(io.MultiWriter(h, transfer, keep), io.LimitReader(ctxReader{ctx, r}, size))
+	n, err := io.Copy(io.MultiWriter(append([]io.Writer{h, keep}, also...)...), io.LimitReader(ctxReader{ctx, r}, size))
 	if err != nil {
 		return nil, fmt.Errorf("read body: %w", err)
 	}
@@ -81,7 +79,6 @@ func Prepare(ctx context.Context, r io.Reader, size int64, sum *[32]byte) (_ *So
 		return nil, fmt.Errorf("read body: %w", err)
 	}
 	h.Sum(s.SHA256[:0])
-	transfer.Sum(s.MD5[:0])
 	if sum != nil && *sum != s.SHA256 {
 		return nil, fmt.Errorf("%w: body has SHA-256 %x, announced was %x", objstore.ErrMismatch, s.SHA256, *sum)
 	}

@@ -1,4 +1,4 @@
-// Package attempt owns what one attempt of a request to Azure Blob Storage needs:
+// Package attempt owns what one attempt of a request to an object store needs:
 // a Watch that ends it when nothing moves, and a body that can be sent again.
 //
 // It promises that an attempt always ends, that a Source is what was announced
